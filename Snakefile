@@ -1,0 +1,25 @@
+"""Slides in, magnification-robust encoders and their tables out. `snakemake --cores 2` makes everything of `config.yaml`;
+a stage's name makes that stage: `snakemake --cores 2 shard`. Another cohort: `--configfile configs/own-slides.yaml`."""
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/preprocess.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/embed.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    localrule: True
+    input:
+        rules.report.input,
+        rules.report.output,

@@ -1,0 +1,58 @@
+"""Reading and checking the configuration."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mad.config.base import Section
+from mad.config.model import Config
+from mad.files import MadError, Pathlike
+
+__all__ = ["Config", "load_config", "parse_config"]
+
+
+def load_config(path: Pathlike) -> Config:
+    """Read a YAML or JSON configuration file.
+
+    Raises:
+        MadError: the file is missing, is no mapping, or holds a wrong key or value; every fault is named with its key.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MadError(f"{path}: no such configuration file")
+    value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise MadError(f"{path}: a configuration is a mapping of keys to values, this is {type(value).__name__}")
+    return parse_config(value, source=str(path))
+
+
+def parse_config(value: dict[str, Any], source: str = "config") -> Config:
+    """Check a configuration that is already a dictionary (as Snakemake merges it)."""
+    try:
+        return Config.model_validate(value)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, fault['loc']))}: {_explain(fault)}" for fault in error.errors()]
+        raise MadError(f"{source}: {len(lines)} wrong key(s) or value(s)\n" + "\n".join(lines)) from None
+
+
+def _explain(fault: Any) -> str:
+    if fault["type"] != "extra_forbidden":
+        return f"{fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"[:300]
+    section: Any = Config
+    for part in fault["loc"][:-1]:
+        if isinstance(part, str):
+            section = _inner(section.model_fields[part].annotation)
+    near = difflib.get_close_matches(str(fault["loc"][-1]), section.model_fields, n=1)
+    return f"no such key{f', did you mean {near[0]!r}?' if near else f'; there are {sorted(section.model_fields)}'}"
+
+
+def _inner(annotation: Any) -> Any:
+    """The `Section` inside `list[Section]`, `Section | None` or `Section`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((inner for part in getattr(annotation, "__args__", ()) if (inner := _inner(part)) is not None), None)

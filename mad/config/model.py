@@ -1,0 +1,220 @@
+"""The whole of `config.yaml` as pydantic models: every key, its default, its meaning.
+
+`workflow/schemas/config.schema.json` is generated from here (`mad config schema`), a test compares the two.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mad.config.base import Section
+from mad.config.evaluation import EvaluationConfig
+from mad.config.synthetic import SyntheticConfig
+from mad.config.training import RunConfig
+
+SLUG = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
+
+
+class SplitConfig(Section):
+    """Fractions of patients (or of the slide's width, `split_by: block`) per split."""
+
+    train: float = Field(0.7, ge=0, le=1)
+    """Share of patients that train."""
+    val: float = Field(0.1, ge=0, le=1)
+    """Share of patients on which choices are made."""
+    test: float = Field(0.2, ge=0, le=1)
+    """Share of patients that are only tested on."""
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> SplitConfig:
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
+            raise ValueError(f"train + val + test must be 1, not {self.train + self.val + self.test:g}")
+        return self
+
+
+class CohortConfig(Section):
+    """Which slides, whose, and on which side."""
+
+    sheet: str | None = None
+    """The cohort sheet `slides.tsv` (docs/data-contracts.md). Not given: the synthetic cohort of `synthetic:`."""
+    split_by: Literal["patient", "block"] = "patient"
+    """`patient`: no patient on two sides. `block`: parts of each slide with a guard gap, for a handful of slides; every
+    table then says "not patient-held-out"."""
+    split: SplitConfig = SplitConfig()
+    """Fractions used where the sheet has no `split` column, and by `split_by: block`."""
+    block_axis: Literal["auto", "x", "y"] = "auto"
+    """`split_by: block`: the axis along which a slide is cut; `auto` takes the longer one."""
+    block_guard: int = Field(1, ge=0)
+    """`split_by: block`: columns (or rows) of coarsest tiles left out between two splits."""
+
+
+class TissueConfig(Section):
+    """Tissue against glass."""
+
+    mpp: float = Field(4.0, gt=0)
+    """Resolution of the tissue mask, um/px."""
+    min_saturation: float = Field(0.04, ge=0, le=1)
+    """Lowest saturation that may count as tissue, whatever Otsu's threshold says: keeps blank slides blank."""
+    min_area_um2: float = Field(2000.0, ge=0)
+    """Specks and holes smaller than this are removed."""
+
+
+class TileConfig(Section):
+    """The grid of aligned tiles (MAD paper, Methods: multi-scale tile extraction and indexing)."""
+
+    magnifications: list[float] = [2.5, 10, 40]
+    """The ladder, coarsest first; neighbours differ by an integer factor s, and a tile has s x s children."""
+    tile_px: int = Field(224, ge=16, le=1024)
+    """Side of a tile in pixels, the same at every magnification."""
+    scale_tolerance: float = Field(0.12, ge=0, lt=0.5)
+    """Slides whose um/px lies within this share of the finest wanted one keep their own pixel grid."""
+    on_missing_scale: Literal["drop", "upsample", "fail"] = "drop"
+    """What happens to a magnification that is finer than the slide."""
+    pyramid: Literal["scanner", "area"] = "scanner"
+    """`scanner`: the slide's own levels where they exist. `area`: every level is the area average of level 0."""
+    min_tissue: float = Field(0.1, ge=0, le=1)
+    """Tiles with a smaller share of tissue are `blank`."""
+    tissue: TissueConfig = TissueConfig()
+    """The tissue mask."""
+
+    @field_validator("magnifications")
+    @classmethod
+    def _is_ladder(cls, value: list[float]) -> list[float]:
+        steps = [fine / coarse for coarse, fine in pairwise(value)]
+        if not value or any(step < 2 or abs(step - round(step)) > 1e-9 for step in steps):
+            raise ValueError(
+                f"magnifications must rise by integer factors of 2 or more, as in [2.5, 10, 40]; got {value}"
+            )
+        return value
+
+
+class LabelConfig(Section):
+    """From annotations to one class per tile."""
+
+    classes: list[str] = ["Gray Matter", "White Matter", "Leptomeninges", "Superficial Cortex", "Background"]
+    """Class names in order of priority: the first wins ties and overlaps of polygons."""
+    colours: dict[str, str] = {}
+    """Colour per class, `#rrggbb`, for maps and figures; the rest get a default palette."""
+    rename: dict[str, str] = {}
+    """Annotation name -> class name, for annotations that use other words."""
+    background: str | None = "Background"
+    """The class that stands for glass; null: glass has no class."""
+    glass_is_background: bool = True
+    """Glass that no polygon covers counts as `background`."""
+    mpp: float = Field(2.0, gt=0)
+    """Resolution of the class raster, um/px."""
+    min_annotated: float = Field(0.5, gt=0, le=1)
+    """A tile gets a label when at least this share of it is annotated (or background)."""
+
+    @model_validator(mode="after")
+    def _known(self) -> LabelConfig:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes holds a name twice: {self.classes}")
+        for what, names in (
+            ("colours", self.colours),
+            ("rename", set(self.rename.values())),
+            ("background", {self.background} - {None}),
+        ):
+            if unknown := sorted(set(names) - set(self.classes)):
+                raise ValueError(f"{what} names {unknown}, which classes does not list: {self.classes}")
+        return self
+
+
+class SampleConfig(Section):
+    """Which tiles are cut, under class caps (MAD paper, Table 2). `null` means no cap."""
+
+    max_pairs: dict[str, int | None] = {}
+    """Cap on parents per class and split for each transition, e.g. `{"2.5x-10x": 1300, "10x-40x": null}`."""
+    max_standalone: dict[str, int | None] = {}
+    """Cap on standalone tiles per class and split at each magnification, e.g. `{"2.5x": 200, "10x": 400}`."""
+    max_unlabelled: int | None = None
+    """Cap on unlabelled parents (and tiles) of each kind and split."""
+    background_pairs: bool = False
+    """Whether parents labelled as background make pairs (the paper has none)."""
+    test_share: float = Field(1.0, gt=0)
+    """Caps of the val and test splits as a multiple of the train caps."""
+
+
+class ShardConfig(Section):
+    """How pixels are stored."""
+
+    format: Literal["jpg", "png", "webp"] = "jpg"
+    """`jpg` (lossy), `png` or `webp` (both lossless)."""
+    quality: int = Field(95, ge=1, le=100)
+    """JPEG quality."""
+    subsampling: Literal["444", "422", "420"] = "444"
+    """JPEG chroma subsampling."""
+    max_bytes: int = Field(1_000_000_000, ge=10_000)
+    """A shard is closed when it would grow past this size."""
+
+
+class EncoderConfig(Section):
+    """One encoder to be compared."""
+
+    name: str = Field(pattern=SLUG)
+    """Folder under `results/embed/` and row of every table."""
+    spec: str
+    """`run:NAME` (the encoder of a run), `random:NAME` (that architecture untrained), `colour` (channel mean and standard
+    deviation), `timm:MODEL`, `hf-hub:OWNER/MODEL` or `local-dir:FOLDER`."""
+    pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"
+    """`auto`: the model's own. `cls+avg`: class token beside the mean of the patch tokens."""
+    batch: int = Field(64, ge=1)
+    """Tiles per forward pass."""
+
+
+class Config(Section):
+    """A whole configuration."""
+
+    results: str = "results"
+    """Folder of everything that is made; every override names its own."""
+    seed: int = 0
+    """Seed of selection, training order and evaluation."""
+    on_bad_slide: Literal["quarantine", "fail"] = "quarantine"
+    """What an unreadable slide does: it is listed with its cause and the rest goes on, or the run stops."""
+    cohort: CohortConfig = CohortConfig()
+    """Slides and patients."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    """The synthetic cohort, made when `cohort.sheet` is not given."""
+    tile: TileConfig = TileConfig()
+    """Tiling."""
+    label: LabelConfig = LabelConfig()
+    """Labels."""
+    sample: SampleConfig = SampleConfig()
+    """Selection."""
+    shard: ShardConfig = ShardConfig()
+    """Shards."""
+    runs: list[RunConfig] = []
+    """Trainings, one entry each."""
+    encoders: list[EncoderConfig] = []
+    """Encoders to embed with, evaluate and compare, one entry each."""
+    evaluate: EvaluationConfig = EvaluationConfig()
+    """Protocols."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Config:
+        for what, names in (("runs", [run.name for run in self.runs]), ("encoders", [e.name for e in self.encoders])):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
+        runs = {run.name for run in self.runs}
+        for encoder in self.encoders:
+            kind, _, target = encoder.spec.partition(":")
+            if kind in ("run", "random") and target not in runs:
+                raise ValueError(f"encoders: {encoder.name!r} asks for run {target!r}; runs has {sorted(runs)}")
+        return self
+
+    def run(self, name: str) -> RunConfig:
+        """The entry of `runs:` with this name."""
+        for run in self.runs:
+            if run.name == name:
+                return run
+        raise KeyError(name)
+
+    def encoder(self, name: str) -> EncoderConfig:
+        """The entry of `encoders:` with this name."""
+        for encoder in self.encoders:
+            if encoder.name == name:
+                return encoder
+        raise KeyError(name)

@@ -1,0 +1,40 @@
+"""The recipe of a run: everything that decides the trained weights except the data, as one sorted dictionary.
+
+Snakemake freezes it into `train/{run}/recipe.json` while it parses, so this module imports neither torch nor pandas. Two
+runs with equal recipe and equal data are the same run: one may resume or reuse the other's files.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mad.config.model import Config
+from mad.files import MadError
+
+VERSION = 1  # raised when the code changes what an unchanged configuration trains
+
+
+def freeze_recipe(config: Config, name: str) -> dict[str, Any]:
+    """The recipe of run `name`: its entry without `runtime`, the tiles' side, the ladder and the seed.
+
+    Returns:
+        A dictionary of JSON values with sorted keys.
+
+    Raises:
+        MadError: `runs` has no such entry.
+    """
+    try:
+        run = config.run(name)
+    except KeyError:
+        raise MadError(f"runs: no entry named {name!r}; there are {sorted(run.name for run in config.runs)}") from None
+    entry = run.model_dump(mode="json", exclude={"runtime", "seed"})
+    recipe = {
+        "version": VERSION,
+        "run": entry,
+        "tile_px": config.tile.tile_px,
+        "magnifications": [float(value) for value in config.tile.magnifications],
+        "seed": config.seed if run.seed is None else run.seed,
+    }
+    sorted_recipe: dict[str, Any] = json.loads(json.dumps(recipe, sort_keys=True))
+    return sorted_recipe

@@ -1,0 +1,24 @@
+"""Configuration of the synthetic cohort."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from mad.config.base import Section
+
+
+class SyntheticConfig(Section):
+    """The embedded synthetic neuropathology cohort (DESIGN §5)."""
+
+    patients: int = Field(12, ge=1)
+    """Number of patients, one slide each."""
+    width: int = Field(5376, ge=1792, multiple_of=16)
+    """Slide width in level-0 pixels of 0.25 um; a multiple of 16, so that the 10x and 2.5x levels are whole."""
+    height: int = Field(3584, ge=1792, multiple_of=16)
+    """Slide height in level-0 pixels, a multiple of 16."""
+    seed: int = Field(7, ge=0)
+    """Seed of the whole cohort."""
+    decoupled: bool = False
+    """The null cohort: architecture and cells vary independently, so that no method may gain from alignment."""
+    quality: int = Field(90, ge=1, le=100)
+    """JPEG quality of the slides' tiles (4:4:4)."""

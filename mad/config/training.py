@@ -1,0 +1,172 @@
+"""Configuration of training runs: one entry of `runs:` is one encoder.
+
+Defaults follow DINOv2 (Oquab et al. 2023, `vitg14.yaml`) where the MAD paper is silent. What a run *is* stands in
+`RunConfig`; what only concerns the machine (threads, checkpoints, logging) stands in `RuntimeConfig` and may change between
+a run and its resumption.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mad.config.base import Section
+
+STANDALONE = "standalone"
+
+
+class BackboneConfig(Section):
+    """The encoder: any timm model whose output is one vector per image."""
+
+    model: str = "vit_small_patch14_reg4_dinov2"
+    """timm model name."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `timm.create_model`, e.g. `{depth: 4, reg_tokens: 4}`. The image size is that of the tiles."""
+    pooling: Literal["cls", "avg"] = "cls"
+    """The embedding: the class token, or the average of the patch tokens (or of the last feature map)."""
+
+
+class HeadConfig(Section):
+    """The projection head: a three-layer MLP, an L2 norm, and a bank of unit-length prototypes."""
+
+    hidden: int = Field(2048, ge=1)
+    """Width of the MLP."""
+    bottleneck: int = Field(384, ge=1)
+    """Dimension of the normalised output that is compared with the prototypes."""
+    prototypes: int = Field(65536, ge=2)
+    """Number of prototypes K."""
+
+
+class ViewsConfig(Section):
+    """Standard multi-crop (DINOv2): of every tile under `dinov2`, of standalone tiles under `mad`."""
+
+    global_crops: int = Field(2, ge=2)
+    """Large crops; teacher and student both see them."""
+    local_crops: int = Field(8, ge=0)
+    """Small crops; only the student sees them."""
+    local_px: int | None = Field(None, ge=8)
+    """Side of a local crop; not given: 3/7 of the tile, rounded to the backbone's patches (96 or 98 of 224)."""
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    """Smallest and largest share of the tile's area that a global crop covers."""
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    """Smallest and largest share of the tile's area that a local crop covers."""
+
+    @field_validator("global_scale", "local_scale")
+    @classmethod
+    def _is_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"a scale is two shares of the area, 0 < smallest <= largest <= 1; got {list(value)}")
+        return value
+
+
+class PhotometricConfig(Section):
+    """Photometric augmentation of every view (DINOv2's, whose strengths are the defaults)."""
+
+    jitter: float = Field(1.0, ge=0, le=2)
+    """Strength of the colour jitter: 1 is brightness and contrast .4, saturation .2, hue .1."""
+    jitter_share: float = Field(0.8, ge=0, le=1)
+    """Share of views that are jittered."""
+    grayscale: float = Field(0.2, ge=0, le=1)
+    """Share of views that lose their colour."""
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Share of views that are blurred: first global view, further global views, local views and children."""
+    solarize: float = Field(0.2, ge=0, le=1)
+    """Share of the further global views that are solarised."""
+
+
+class RuntimeConfig(Section):
+    """What concerns the machine and never the trained weights' recipe."""
+
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of a process; not given: those that the job was granted. Bit-equal resumption needs the same number."""
+    workers: int = Field(0, ge=0)
+    """Data-loading processes beside each training process; 0 loads in the training process."""
+    checkpoint_steps: int = Field(1000, ge=1)
+    """Steps between two checkpoints."""
+    checkpoint_minutes: float = Field(15.0, gt=0)
+    """A checkpoint is also written when the last one is this old."""
+    health_every: int = Field(500, ge=1)
+    """Steps between two health checks on the held-out set."""
+    health_samples: int = Field(256, ge=8)
+    """Parent–child pairs in the held-out set of the health checks."""
+    log_seconds: float = Field(10.0, ge=0)
+    """Seconds between two lines of progress."""
+
+
+class RunConfig(Section):
+    """One training."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
+    """Folder under `results/train/`."""
+    method: Literal["mad", "dinov2"]
+    """`mad`: teacher on the parent, student on its children (MAD paper, Table 1). `dinov2`: multi-crop on the same tiles."""
+    backbone: BackboneConfig = BackboneConfig()
+    """The encoder that is trained."""
+    init: str = Field("random", pattern=r"^(random|timm|run:[A-Za-z0-9][A-Za-z0-9_-]{0,99})$")
+    """Where the encoder starts: `random`, `timm` (the published weights of `backbone.model`), or `run:NAME` (another run's)."""
+    steps: int = Field(60_000, ge=1)
+    """Optimiser steps."""
+    batch: int = Field(64, ge=1)
+    """Samples per step over all processes: pairs or standalone tiles."""
+    lr: float = Field(2e-4, gt=0)
+    """Peak learning rate, for this batch (nothing rescales it)."""
+    warmup: int = Field(1000, ge=0)
+    """Steps of linear warm-up."""
+    min_lr: float = Field(1e-6, ge=0)
+    """Learning rate at the end of the cosine."""
+    weight_decay: float = Field(0.04, ge=0)
+    """Weight decay at the start; biases, norms and other vectors have none."""
+    weight_decay_end: float = Field(0.4, ge=0)
+    """Weight decay at the end of the cosine."""
+    clip: float = Field(3.0, gt=0)
+    """Largest norm of the gradient."""
+    ema: float = Field(0.994, ge=0, le=1)
+    """Momentum of the teacher at the start."""
+    ema_end: float = Field(1.0, ge=0, le=1)
+    """Momentum of the teacher at the end of the cosine."""
+    student_temp: float = Field(0.1, gt=0)
+    """Temperature of the student's softmax."""
+    teacher_temp: float = Field(0.07, gt=0)
+    """Temperature of the teacher's targets after their warm-up."""
+    teacher_temp_start: float = Field(0.04, gt=0)
+    """Temperature of the teacher's targets at the first step."""
+    teacher_temp_warmup: int = Field(0, ge=0)
+    """Steps over which the teacher's temperature rises linearly; 0 uses `teacher_temp` throughout."""
+    head: HeadConfig = HeadConfig()
+    """The projection head."""
+    freeze_last_layer: int = Field(1250, ge=0)
+    """First steps during which the prototypes stay as they are."""
+    koleo: float = Field(0.1, ge=0)
+    """Weight of the KoLeo regulariser on the student's full-size views, averaged over view positions."""
+    views: ViewsConfig = ViewsConfig()
+    """Multi-crop views."""
+    photometric: PhotometricConfig = PhotometricConfig()
+    """Photometric augmentation of every view."""
+    children: int = Field(4, ge=1)
+    """`mad`: children that the student sees per pair, drawn anew each time."""
+    pair_tiles: Literal["one", "all"] = "one"
+    """`dinov2`: which tiles of a pair sample are cropped. `one`: one of the tiles that `mad` would read, the parent with
+    probability 2 / (2 + children), so that both methods see the magnifications in the same proportion and at nearly the
+    same cost. `all`: every tile that `mad` would read (1 + children multi-crops per sample, about 4 times the cost)."""
+    mix: dict[str, float] = Field(default_factory=dict)
+    """Weight per kind of sample, e.g. `{"2.5x-10x": 1, "10x-40x": 14, standalone: 6}`; an empty one weighs by counts, as
+    the paper's Table 2 implies."""
+    mix_mode: Literal["alternate", "within"] = "alternate"
+    """`alternate`: every batch is of one kind, the kinds take turns by weight. `within`: every batch holds all kinds."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto`: bf16 where the device is good at it (CUDA from Ampere, CPU with avx512_bf16 or AMX), otherwise fp32."""
+    seed: int | None = None
+    """Seed of weights, order and views; not given: the configuration's `seed`."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Threads, checkpoints, logging: may change between a run and its resumption."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> RunConfig:
+        if any(weight < 0 for weight in self.mix.values()) or (self.mix and not sum(self.mix.values()) > 0):
+            raise ValueError(f"mix: weights are not negative and not all zero; got {self.mix}")
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup ({self.warmup}) must be shorter than steps ({self.steps})")
+        if self.init == f"run:{self.name}":
+            raise ValueError(f"init: {self.init!r} would start the run from itself")
+        return self

@@ -1,0 +1,183 @@
+"""The embedded tiles of one encoder as the protocols see them: one row per tile, classes as codes, pairs as row numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mad.files import MadError
+
+UNLABELLED = -1
+
+
+class NotApplicableError(Exception):
+    """A protocol has no data to run on; the text says what is missing and goes into the JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Tiles of a cohort with their embeddings by one encoder."""
+
+    tiles: pd.DataFrame
+    """tile_id slide_id patient_id magnification split label code; `code` indexes `classes`, -1 is unlabelled."""
+    features: NDArray[np.float32]
+    """[n, d], row for row with `tiles`, all finite."""
+    pairs: pd.DataFrame
+    """kind parent child position: rows of `tiles`, one line per child of every pair."""
+    classes: list[str]
+    background: str | None = None
+    split_by: str = "patient"
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Tiles left out while reading, by reason."""
+
+    def rows(self, split: str, magnification: float | None = None, *, labelled: bool = True) -> NDArray[np.int64]:
+        """Row numbers of a split, of one magnification or of all."""
+        tiles = self.tiles
+        wanted = (tiles["split"] == split).to_numpy()
+        if magnification is not None:
+            wanted = wanted & np.isclose(tiles["magnification"].to_numpy(float), magnification)
+        if labelled:
+            wanted = wanted & (self.codes >= 0)
+        return np.flatnonzero(wanted)
+
+    @property
+    def codes(self) -> NDArray[np.int64]:
+        return self.tiles["code"].to_numpy(np.int64)
+
+    @property
+    def patients(self) -> NDArray[Any]:
+        return self.tiles["patient_id"].to_numpy(str)
+
+    @property
+    def background_code(self) -> int | None:
+        return self.classes.index(self.background) if self.background in self.classes else None
+
+    def counts(self, rows: NDArray[np.int64]) -> dict[str, int]:
+        """Tiles per class among rows, unlabelled ones left out."""
+        return class_counts(self.codes[rows], self.classes)
+
+    def num_patients(self, rows: NDArray[np.int64]) -> int:
+        return len(np.unique(self.patients[rows]))
+
+
+def kind_of(coarse: float, fine: float) -> str:
+    """Name of a transition, as `kind` holds it: 10, 40 -> "10x-40x"."""
+    return f"{coarse:g}x-{fine:g}x"
+
+
+def class_counts(codes: NDArray, classes: Sequence[str]) -> dict[str, int]:
+    """Number of codes of each class."""
+    counts = np.bincount(codes[codes >= 0], minlength=len(classes))
+    return {name: int(count) for name, count in zip(classes, counts, strict=True)}
+
+
+def assemble(
+    slides: pd.DataFrame,
+    per_slide: Iterable[tuple[str, pd.DataFrame, pd.DataFrame, pd.DataFrame, NDArray]],
+    *,
+    classes: list[str],
+    background: str | None,
+) -> Embedded:
+    """Join the files of every slide into one `Embedded`.
+
+    Args:
+        slides: cohort table (slide_id, patient_id, split_by).
+        per_slide: for each slide its id, the shard table, the tile table (tile_id, label), the table of embedded tiles
+            (tile_id) and their features [n, d].
+        classes: class names in order.
+        background: the class that stands for glass.
+
+    Raises:
+        MadError: no embedded tile at all, a label that is no class, a tile or a patient on two sides.
+    """
+    patient_of = dict(zip(slides["slide_id"], slides["patient_id"].astype(str), strict=True))
+    split_by = str(slides["split_by"].iloc[0]) if "split_by" in slides and len(slides) else "patient"
+    tables, blocks, children = [], [], []
+    dropped = {"without embedding": 0, "embedding not finite": 0}
+    for slide_id, shard, tile, rows, features in per_slide:
+        usable = shard[shard["status"] == "ok"] if "status" in shard else shard
+        one = usable.drop_duplicates("tile_id")[["tile_id", "magnification", "split"]].reset_index(drop=True)
+        sides = usable.groupby("tile_id")["split"].nunique()
+        if (sides > 1).any():
+            raise MadError(f"slide {slide_id}: tile {sides.index[sides > 1][0]} is in two splits; run `mad sample` again")
+        one = one.merge(tile[["tile_id", "label"]], on="tile_id", how="left")
+        place = one["tile_id"].map(dict(zip(rows["tile_id"], range(len(rows)), strict=True)))
+        dropped["without embedding"] += int(place.isna().sum())
+        one, place = one[place.notna()], place[place.notna()].astype(np.int64)
+        block = np.asarray(features[place.to_numpy()], np.float32)
+        finite = np.isfinite(block).all(axis=1)
+        dropped["embedding not finite"] += int((~finite).sum())
+        tables.append(one[finite].assign(slide_id=slide_id, patient_id=patient_of[slide_id]))
+        blocks.append(block[finite])
+        children.append(usable.loc[usable["role"] == "child", ["kind", "sample_id", "tile_id", "position"]])
+    if not tables or not sum(map(len, tables)):
+        raise MadError("no embedded tile was found: run `mad shard` and `mad embed` first")
+    tiles = pd.concat(tables, ignore_index=True)
+    unknown = sorted(set(tiles["label"].dropna()) - set(classes))
+    if unknown:
+        raise MadError(f"tile tables hold labels {unknown} that label.classes does not list: {classes}; run `mad tile` again")
+    tiles["code"] = tiles["label"].map({name: code for code, name in enumerate(classes)}).fillna(UNLABELLED).astype(np.int64)
+    if split_by == "patient":
+        _check_patients(tiles)
+    row_of = pd.Series(np.arange(len(tiles)), index=tiles["tile_id"])
+    pairs = pd.concat(children, ignore_index=True)
+    pairs = pairs.assign(parent=pairs["sample_id"].map(row_of), child=pairs["tile_id"].map(row_of))
+    pairs = pairs.dropna(subset=["parent", "child"]).astype({"parent": np.int64, "child": np.int64})
+    return Embedded(
+        tiles=tiles[["tile_id", "slide_id", "patient_id", "magnification", "split", "label", "code"]],
+        features=_stack(blocks),
+        pairs=pairs[["kind", "parent", "child", "position"]].reset_index(drop=True),
+        classes=classes,
+        background=background,
+        split_by=split_by,
+        dropped=dropped,
+    )
+
+
+def _check_patients(tiles: pd.DataFrame) -> None:
+    sides = tiles.groupby("patient_id")["split"].nunique()
+    if (sides > 1).any():
+        raise MadError(
+            f"patient {sides.index[sides > 1][0]} has tiles in two splits although cohort.split_by is patient; "
+            "run `mad cohort` and `mad sample` again"
+        )
+
+
+def _stack(blocks: list[NDArray]) -> NDArray[np.float32]:
+    """Concatenate into one array, releasing every block once it is copied."""
+    stacked = np.empty((sum(map(len, blocks)), blocks[0].shape[1]), np.float32)
+    start = 0
+    for place, block in enumerate(blocks):
+        stacked[start : start + len(block)] = block
+        start += len(block)
+        blocks[place] = block[:0]
+    return stacked
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: arrays as lists, numpy numbers as Python's, NaN and infinity as None, keys as text."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def spread(values: Any) -> dict[str, Any]:
+    """Mean and sample standard deviation over runs, with the values themselves; null where no run has a number."""
+    numbers = np.asarray(values, np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    mean = float(finite.mean()) if len(finite) else None
+    std = float(finite.std(ddof=1)) if len(finite) > 1 else None
+    return {"mean": mean, "std": std, "values": plain(numbers)}

@@ -1,0 +1,227 @@
+"""Table 5 of the MAD paper: a probe trained only on 10x embeddings, tested on 10x and, unchanged, on 40x tiles.
+
+Test tiles of the coarse magnification are the labelled test parents of 10x-40x pairs and the standalone Background tiles;
+those of the fine one are exactly the children of these parents and the standalone Background tiles: the same tissue seen
+twice. Consistency is 100 x mIoU(40x) / mIoU(10x), which reproduces every row that the paper prints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mad.config.evaluation import EvaluationConfig
+from mad.evaluation.bootstrap import patient_intervals
+from mad.evaluation.data import Embedded, NotApplicableError, kind_of, plain, spread
+from mad.evaluation.probe import Probe, choose_sound_probe, paper_probe
+from mad.metrics.confusion import accuracy, class_dice, class_iou, confusion_matrix, drop_truth, macro
+
+Floats = NDArray[np.float64]
+
+RULES = {
+    "train": "labelled training tiles of the coarse magnification alone, from pairs and standalone",
+    "coarse_test": "labelled test parents of the transition's pairs, and standalone Background tiles",
+    "fine_test": "the labelled children of exactly these parents, and standalone Background tiles",
+    "scores": "mean IoU and mean Dice: macro over the classes of the test truth, from one confusion matrix pooled over all tiles",
+    "without_background": "tiles whose true class is Background are left out; predicting Background stays an error",
+    "consistency": "100 * mean IoU (fine) / mean IoU (coarse), of the means over runs",
+    "agreement": "share of children that get the class predicted for their parent",
+    "paper": "single linear layer, cross-entropy, Adam, last step; a run varies the initial weights and the order of tiles",
+    "sound": "standardised by the training tiles, full batch, L2 strength by coarse validation tiles",
+    "standardised": "the paper's probe, test and training embeddings standardised by their own magnification's training tiles, "
+    "without labels: does a mere offset and scale explain the gap?",
+}
+
+
+def evaluate_transfer(
+    data: Embedded, config: EvaluationConfig, *, seed: int, device: str | torch.device = "cpu"
+) -> tuple[dict[str, Any], Probe]:
+    """Both halves of Table 5 with every probe; also the paper's probe, which Figure 4 maps with.
+
+    Raises:
+        NotApplicableError: no labelled coarse training tiles or no labelled test pairs.
+    """
+    coarse, fine = config.transition
+    num_classes = len(data.classes)
+    train, val = data.rows("train", coarse), data.rows("val", coarse)
+    if not len(train):
+        raise NotApplicableError(f"no labelled training tiles at {coarse:g}x")
+    test, parent_of_fine = test_tiles(data, config.transition)
+    seeds = [seed + run for run in range(config.runs)]
+    settings: dict[str, Any] = {
+        "num_classes": num_classes, "seeds": seeds, "steps": config.probe_steps, "lr": config.probe_lr,
+        "batch": config.probe_batch, "device": device,
+    }  # fmt: skip
+    labels = data.codes[train]
+    paper = paper_probe(data.features[train], labels, **settings)
+    sound, strength, chosen = choose_sound_probe(
+        data.features[train], labels, num_classes=num_classes, strengths=config.sound_strengths, fallback=config.sound_strength,
+        val_features=data.features[val], val_labels=data.codes[val], device=device,
+    )  # fmt: skip
+    truth = {side: data.codes[rows] for side, rows in test.items()}
+    patients = {side: data.patients[rows] for side, rows in test.items()}
+    tested = {side: data.features[rows] for side, rows in test.items()}
+
+    def score(predicted: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
+        return transfer_scores(predicted, truth, patients, data, config, parent_of_fine=parent_of_fine, seed=seed)
+
+    moments = {side: _moments(data.features[_unlabelled_train(data, m)]) for side, m in (("coarse", coarse), ("fine", fine))}
+    shifted = paper_probe(_standardise(data.features[train], moments["coarse"]), labels, **settings)
+    result = {
+        "rules": RULES,
+        "classes": data.classes,
+        "background": data.background if data.background_code is not None else None,
+        "transition": [coarse, fine],
+        "runs": config.runs,
+        "seeds": seeds,
+        "probe": {"steps": config.probe_steps, "lr": config.probe_lr, "batch": config.probe_batch},
+        "counts": {
+            "train": data.counts(train),
+            "val": data.counts(val),
+            "coarse_test": data.counts(test["coarse"]),
+            "fine_test": data.counts(test["fine"]),
+        },
+        "patients": {"train": data.num_patients(train), "test": data.num_patients(test["coarse"])},
+        "absent_in_train": [name for name, count in data.counts(train).items() if not count],
+        "absent_in_test": [name for name, count in data.counts(test["coarse"]).items() if not count],
+        "paper": score({side: paper.predict(rows, device=device) for side, rows in tested.items()}),
+        "sound": score({side: sound.predict(rows, device=device) for side, rows in tested.items()})
+        | {"strength": strength, "chosen_by": chosen},
+        "standardised": None
+        if any(moment is None for moment in moments.values())
+        else score({side: shifted.predict(_standardise(rows, moments[side]), device=device) for side, rows in tested.items()}),
+    }
+    return plain(result), paper
+
+
+def consistency(coarse_iou: Any, fine_iou: Any) -> Floats:
+    """Consistency in per cent, 100 * mIoU(fine) / mIoU(coarse); NaN where the coarse score is 0 (MAD paper, Table 5)."""
+    coarse_iou, fine_iou = np.asarray(coarse_iou, np.float64), np.asarray(fine_iou, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(coarse_iou > 0, 100 * fine_iou / coarse_iou, np.nan)
+
+
+def transfer_scores(
+    predicted: dict[str, NDArray[np.int64]],
+    truth: dict[str, NDArray[np.int64]],
+    patients: dict[str, NDArray],
+    data: Embedded,
+    config: EvaluationConfig,
+    *,
+    parent_of_fine: NDArray[np.int64],
+    seed: int,
+) -> dict[str, Any]:
+    """Scores of predictions [r, n] at both magnifications, with and without Background, with patient intervals.
+
+    Args:
+        predicted: class codes [r, n] per side, "coarse" and "fine".
+        truth: class codes [n] per side.
+        patients: patient of each tile [n] per side.
+        data: for the classes.
+        config: for the bootstrap.
+        parent_of_fine: row of the coarse test tiles that each fine test tile lies in [n]; -1 for standalone ones.
+        seed: of the bootstrap.
+    """
+    names = np.unique(np.concatenate(list(patients.values())))
+    num_classes = len(data.classes)
+    by_patient = {}  # [P, r, C, C]
+    for side, runs in predicted.items():
+        code = np.searchsorted(names, patients[side])
+        by_patient[side] = np.stack(
+            [
+                [confusion_matrix(truth[side][code == patient], run[code == patient], num_classes) for run in runs]
+                for patient in range(len(names))
+            ]
+        )
+    has_parent = parent_of_fine >= 0
+    agree = [
+        float((fine[has_parent] == coarse[parent_of_fine[has_parent]]).mean()) if has_parent.any() else None
+        for coarse, fine in zip(predicted["coarse"], predicted["fine"], strict=True)
+    ]
+    report: dict[str, Any] = {"agreement": spread([np.nan if share is None else share for share in agree])}
+    for variant, code in (("with_background", None), ("without_background", data.background_code)):
+        if variant == "without_background" and code is None:
+            report[variant] = None
+            continue
+        matrices = {side: drop_truth(part, code) for side, part in by_patient.items()}
+        report[variant] = _variant(matrices, data.classes, config, seed)
+    return report
+
+
+def _variant(matrices: dict[str, NDArray], classes: list[str], config: EvaluationConfig, seed: int) -> dict[str, Any]:
+    """Scores of per-patient confusion matrices [P, r, C, C] per side."""
+    report: dict[str, Any] = {}
+    for side, part in matrices.items():
+        pooled = part.sum(0)
+        iou, dice = class_iou(pooled), class_dice(pooled)
+        report[side] = {
+            "mean_iou": spread(macro(iou)),
+            "mean_dice": spread(macro(dice)),
+            "accuracy": spread(accuracy(pooled)),
+            "iou": {name: spread(iou[:, code]) for code, name in enumerate(classes)},
+            "confusion": pooled.tolist(),
+        }
+    runs = {side: report[side]["mean_iou"] for side in matrices}
+    of_means = consistency(*(np.nan if runs[side]["mean"] is None else runs[side]["mean"] for side in ("coarse", "fine")))
+    of_runs = consistency(*(np.array(runs[side]["values"], np.float64) for side in ("coarse", "fine")))
+    report["consistency"] = spread(of_runs) | {"mean": plain(float(of_means)), "mean_of_runs": spread(of_runs)["mean"]}
+
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        iou = {}
+        for side, part in matrices.items():
+            resampled = np.tensordot(weights, part, axes=1)  # [resamples, r, C, C]
+            iou[side] = macro(macro(class_iou(resampled)))  # classes, then runs
+        return {
+            "coarse_mean_iou": iou["coarse"],
+            "fine_mean_iou": iou["fine"],
+            "consistency": consistency(iou["coarse"], iou["fine"]),
+        }
+
+    report["bootstrap"] = patient_intervals(
+        statistic, len(matrices["coarse"]), resamples=config.bootstrap_resamples, min_patients=config.min_patients, seed=seed
+    )
+    return report
+
+
+def test_tiles(data: Embedded, transition: tuple[float, float]) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """Rows of the "coarse" and the "fine" test tiles, and for each fine one the place of its parent among the coarse ones.
+
+    Raises:
+        NotApplicableError: the test split has no labelled pairs.
+    """
+    coarse, fine = transition
+    pairs = data.pairs[data.pairs["kind"] == kind_of(coarse, fine)]
+    inside = (data.tiles["split"].to_numpy()[pairs["parent"]] == "test") & (data.codes[pairs["parent"]] >= 0)
+    pairs = pairs[inside]
+    if not len(pairs):
+        raise NotApplicableError(f"the test split has no labelled {kind_of(coarse, fine)} pairs")
+    parents = np.unique(pairs["parent"].to_numpy())
+    labelled = pairs[data.codes[pairs["child"]] >= 0]
+    children = labelled["child"].to_numpy()
+    in_pairs = data.pairs[["parent", "child"]].to_numpy()
+    background = data.background_code
+    glass = {}
+    for magnification in transition:
+        rows = data.rows("test", magnification)
+        glass[magnification] = rows[(data.codes[rows] == background) & ~np.isin(rows, in_pairs)] if background is not None else rows[:0]
+    place = np.searchsorted(parents, labelled["parent"].to_numpy())
+    test = {"coarse": np.concatenate([parents, glass[coarse]]), "fine": np.concatenate([children, glass[fine]])}
+    return test, np.concatenate([place, np.full(len(glass[fine]), -1)])
+
+
+def _unlabelled_train(data: Embedded, magnification: float) -> NDArray[np.int64]:
+    return data.rows("train", magnification, labelled=False)
+
+
+def _moments(features: NDArray) -> tuple[NDArray, NDArray] | None:
+    if not len(features):
+        return None
+    mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    return mean.astype(np.float32), np.where(std > 1e-6, std, 1).astype(np.float32)
+
+
+def _standardise(features: NDArray, moments: tuple[NDArray, NDArray] | None) -> NDArray[np.float32]:
+    return features if moments is None else (features - moments[0]) / moments[1]

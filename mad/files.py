@@ -1,0 +1,103 @@
+"""Whole files or none: atomic writes, JSON, Parquet and digests.
+
+Every file of `results/` is written to a temporary name beside its final one and renamed into place, so that whatever bears
+a final name is complete (DESIGN §6.2). JSON is sorted and Parquet carries no time stamp: equal content gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Pathlike = str | os.PathLike[str]
+
+
+class MadError(Exception):
+    """An error for the user: its text says what is wrong, in which file or key, and what would mend it."""
+
+
+@contextmanager
+def atomic_path(path: Pathlike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on a clean exit it is flushed to disk and renamed to `path`, otherwise removed.
+
+    The temporary name keeps the suffix, since writers choose their format by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:60]}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(value: Any) -> str:
+    """`value` as sorted, indented JSON. NaN and infinities are refused: a missing number is `null`."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Pathlike, value: Any) -> None:
+    """Write `value` atomically as `to_json` renders it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(to_json(value), encoding="utf-8")
+
+
+def write_json_if_changed(path: Pathlike, value: Any) -> bool:
+    """Write `value` only where it differs from what `path` holds, so that its time stamp tells of a change. True if written."""
+    path, text = Path(path), to_json(value)
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    write_json(path, value)
+    return True
+
+
+def read_json(path: Pathlike) -> Any:
+    """The content of a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_parquet(path: Pathlike, table: pd.DataFrame) -> None:
+    """Write a table atomically, without its index."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False, compression="zstd")
+
+
+def read_parquet(path: Pathlike, columns: list[str] | None = None) -> pd.DataFrame:
+    """A table, or some columns of it.
+
+    Raises:
+        MadError: the file is missing; its folder is named after the stage that makes it.
+    """
+    import pandas as pd
+
+    if not Path(path).exists():
+        raise MadError(f"{path}: no such table; run the stage that makes it first")
+    return pd.read_parquet(path, columns=columns)
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Hexadecimal SHA-256 of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()[:length]
+
+
+def sha256_file(path: Pathlike) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Pure metrics on arrays and tensors."""

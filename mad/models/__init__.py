@@ -1,0 +1,1 @@
+"""Backbones, heads, encoders and their files."""

@@ -1,0 +1,158 @@
+"""Encoders to be compared: our runs, untrained twins, colour statistics, and any timm model, behind one call.
+
+An encoder maps uint8 RGB tiles [n, h, w, 3] to float32 embeddings [n, d] and tells with `audit` all that decides them:
+weights, pooling, normalisation, and the um/px that the network saw after any resizing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mad.config import Config
+from mad.config.model import EncoderConfig
+from mad.config.recipe import freeze_recipe
+from mad.files import MadError
+from mad.models.vit import mean_std
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Digest of all parameters and buffers, in the order of their names."""
+    hasher = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+class Encoder(Protocol):
+    """What every encoder offers."""
+
+    @property
+    def audit(self) -> dict[str, Any]:
+        """Spec, weights digest, pooling, transform and dimension, JSON-able."""
+        ...
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        """uint8 RGB [n, h, w, 3] -> float32 [n, d]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ColourEncoder:
+    """The honesty row: mean and standard deviation of each channel, in [0, 1]; d = 6."""
+
+    audit: dict[str, Any] = field(
+        default_factory=lambda: {"spec": "colour", "dim": 6, "pooling": "channel mean and std"}
+    )
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        values = tiles.reshape(len(tiles), -1, 3).astype(np.float32) / 255
+        return np.concatenate([values.mean(axis=1), values.std(axis=1)], axis=1)
+
+
+class TimmEncoder:
+    """A timm model with its own normalisation, on one device.
+
+    Tiles whose side the model does not take are resized (bicubic, antialiased); `audit["resize"]` then says from and to,
+    since that changes the scale that the network sees.
+    """
+
+    def __init__(self, model: nn.Module, entry: EncoderConfig, tile_px: int) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = model.eval().to(self._device)
+        self._pooling = entry.pooling
+        mean, std = mean_std(model)
+        self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1) * 255
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        self._side = size[0] if size else tile_px
+        probe = self(np.zeros((1, tile_px, tile_px, 3), np.uint8))
+        cfg: Any = model.pretrained_cfg
+        self.audit: dict[str, Any] = {
+            "spec": entry.spec,
+            "architecture": str(cfg.get("architecture", type(model).__name__)),
+            "weights_sha256": weights_sha256(model),
+            "pooling": self._pooling if self._pooling != "auto" else str(getattr(model, "global_pool", "model's own")),
+            "mean": list(mean),
+            "std": list(std),
+            "dim": int(probe.shape[1]),
+            "resize": None if self._side == tile_px else [tile_px, self._side],
+            "mpp_factor": tile_px / self._side,
+            "dtype": "float32",
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+
+    @torch.inference_mode()
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(tiles).to(self._device).permute(0, 3, 1, 2).float()
+        if images.shape[-1] != self._side:
+            images = F.interpolate(images, size=(self._side, self._side), mode="bicubic", antialias=True).clamp(0, 255)
+        images = (images - self._mean) / self._std
+        return self._embed(images).float().cpu().numpy()
+
+    def _embed(self, images: torch.Tensor) -> torch.Tensor:
+        if self._pooling == "auto":
+            return self._model(images)
+        model: Any = self._model
+        tokens = model.forward_features(images)
+        if tokens.ndim != 3:
+            raise MadError(
+                f"pooling {self._pooling!r} needs a transformer's tokens; this model gives maps: use pooling auto"
+            )
+        patches = tokens[:, getattr(model, "num_prefix_tokens", 1) :].mean(dim=1)
+        parts = {"cls": [tokens[:, 0]], "avg": [patches], "cls+avg": [tokens[:, 0], patches]}[self._pooling]
+        return torch.cat(parts, dim=1)
+
+
+def load_encoder(config: Config, name: str) -> Encoder:
+    """Load the encoder that `encoders:` calls `name`.
+
+    Raises:
+        MadError: its weights are missing or gated, or its spec is of no known form; the text says what would mend it.
+    """
+    entry = config.encoder(name)
+    kind, _, target = entry.spec.partition(":")
+    tile_px = config.tile.tile_px
+    if entry.spec == "colour":
+        return ColourEncoder()
+    if kind == "run":
+        return _load_folder(
+            Path(config.results) / "train" / target / "encoder", entry, tile_px, f"train run {target!r} first"
+        )
+    if kind == "random":
+        torch.manual_seed(freeze_recipe(config, target)["seed"])  # the weights that the run itself starts from
+        return TimmEncoder(build_backbone(config.run(target).backbone, tile_px), entry, tile_px)
+    if kind == "local-dir":
+        return _load_folder(Path(target), entry, tile_px, "a folder with config.json and model.safetensors")
+    if kind in ("timm", "hf-hub", "hf_hub"):
+        source = target if kind == "timm" else f"hf-hub:{target}"
+        try:
+            model = timm.create_model(source, pretrained=True, num_classes=0)
+        except Exception as error:
+            raise MadError(
+                f"encoders: {name!r} ({entry.spec}) cannot be loaded: {type(error).__name__}: {str(error)[:300]}. "
+                "For a gated model accept its licence on its Hugging Face page and set HF_TOKEN; offline, download it and "
+                "use spec local-dir:FOLDER"
+            ) from error
+        return TimmEncoder(model, entry, tile_px)
+    raise MadError(
+        f"encoders: {name!r} has spec {entry.spec!r}; known forms are run:NAME, random:NAME, colour, timm:MODEL, "
+        "hf-hub:OWNER/MODEL and local-dir:FOLDER"
+    )
+
+
+def _load_folder(folder: Path, entry: EncoderConfig, tile_px: int, mend: str) -> TimmEncoder:
+    weights = folder / "model.safetensors"
+    if not weights.exists() or not (folder / "config.json").exists():
+        raise MadError(f"encoders: {entry.name!r}: {folder} holds no config.json and model.safetensors; {mend}")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    return TimmEncoder(model, entry, tile_px)

@@ -1,0 +1,1 @@
+"""Slides: scale, pixels, tissue, annotations, and the synthetic cohort. Knows no torch."""

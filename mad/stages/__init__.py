@@ -1,0 +1,1 @@
+"""The eight stages: each reads files, calls the rooms below, writes files."""

@@ -1,0 +1,197 @@
+"""Stage `evaluate`: the papers' protocols on the embeddings of one encoder, one JSON per protocol.
+
+Reads cohort/, tile/, shard/ and embed/{encoder}/; writes evaluate/{encoder}/{classification,clustering,consistency,transfer,
+segmentation}.json, pca.parquet (Figure 3) and segmentation.parquet (Figure 4). Tables and figures are drawn from these alone.
+A protocol without data says `"status": "not applicable"` and why; a number that does not exist is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mad.config import Config
+from mad.files import MadError, digest, read_json, read_parquet, sha256_file, write_json, write_parquet
+from mad.progress import log
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from mad.evaluation.data import Embedded
+    from mad.evaluation.probe import Probe
+
+
+def run(config: Config, encoder: str) -> None:
+    """Evaluate one encoder.
+
+    Raises:
+        MadError: the cohort, the shards or the embeddings are missing or contradict each other.
+    """
+    from mad.evaluation.classification import evaluate_classification
+    from mad.evaluation.clustering import evaluate_clustering
+    from mad.evaluation.consistency import evaluate_consistency, projection
+    from mad.evaluation.data import plain
+    from mad.evaluation.transfer import evaluate_transfer
+
+    results = Path(config.results)
+    folder = results / "evaluate" / encoder
+    data = load(config, encoder)
+    device = _device(config.evaluate.device)
+    common = _common(config, encoder, data)
+    log(f"evaluate {encoder}: {len(data.tiles)} tiles x {data.features.shape[1]}, {len(data.pairs)} parent-child pairs")
+
+    def save(protocol: str, compute: Callable[[], dict[str, Any]]) -> None:
+        write_json(folder / f"{protocol}.json", plain(common | {"protocol": protocol} | _attempt(compute)))
+
+    probes: list[Probe] = []
+
+    def transfer() -> dict[str, Any]:
+        report, probe = evaluate_transfer(data, config.evaluate, seed=config.seed, device=device)
+        probes.append(probe)
+        return report
+
+    def consistency() -> dict[str, Any]:
+        report = evaluate_consistency(data, config.evaluate, seed=config.seed)
+        coordinates, report["pca"] = projection(data, config.evaluate, seed=config.seed)
+        write_parquet(folder / "pca.parquet", coordinates)
+        return report
+
+    (folder / "pca.parquet").unlink(missing_ok=True)
+    save("classification", lambda: evaluate_classification(data, config.evaluate, seed=config.seed, device=device))
+    save("clustering", lambda: evaluate_clustering(data, config.evaluate, seed=config.seed, device=device))
+    save("consistency", consistency)
+    save("transfer", transfer)
+    save("segmentation", lambda: _segmentation(config, encoder, probes, folder / "segmentation.parquet", device))
+    if not (folder / "pca.parquet").exists():
+        write_parquet(folder / "pca.parquet", _no_coordinates())
+
+
+def load(config: Config, encoder: str) -> Embedded:
+    """The embedded tiles of an encoder, joined with their labels and splits."""
+    import numpy as np
+
+    from mad.evaluation.data import assemble
+
+    results = Path(config.results)
+    embed = results / "embed" / encoder
+    if not embed.is_dir():
+        raise MadError(f"{embed}: no such folder; run `mad embed` for encoder {encoder!r} first")
+    slides = _read(results / "cohort" / "slides.parquet", "cohort")
+
+    def per_slide() -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame, pd.DataFrame, NDArray]]:
+        for slide in slides["slide_id"]:
+            shard = results / "shard" / f"{slide}.parquet"
+            array = embed / f"{slide}.npy"
+            if not shard.exists() or not array.exists():  # a quarantined slide has neither
+                log(f"evaluate {encoder}: slide {slide} has no {'shards' if not shard.exists() else 'embeddings'}, left out")
+                continue
+            table = read_parquet(shard)
+            if not len(table):
+                continue
+            rows = read_parquet(embed / f"{slide}.parquet", ["tile_id"])
+            features = np.load(array, mmap_mode="r", allow_pickle=False)
+            if features.ndim != 2 or len(features) != len(rows):
+                raise MadError(f"{array}: {features.shape} for {len(rows)} tiles; delete it and run `mad embed` again")
+            yield slide, table, read_parquet(results / "tile" / f"{slide}.parquet", ["tile_id", "label"]), rows, features
+
+    return assemble(slides, per_slide(), classes=list(config.label.classes), background=config.label.background)
+
+
+def _attempt(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    from mad.evaluation.data import NotApplicableError
+
+    try:
+        return {"status": "ok", "reason": None} | compute()
+    except NotApplicableError as missing:
+        return {"status": "not applicable", "reason": str(missing)}
+
+
+def _common(config: Config, encoder: str, data: Embedded) -> dict[str, Any]:
+    """What every JSON says of its origin."""
+    audit = Path(config.results) / "embed" / encoder / "audit.json"
+    spec = next((entry.spec for entry in config.encoders if entry.name == encoder), None)
+    return {
+        "encoder": encoder,
+        "spec": spec,
+        "seed": config.seed,
+        "split_by": data.split_by,
+        "dim": int(data.features.shape[1]),
+        "dropped": data.dropped,
+        "sources": {
+            "audit_sha256": sha256_file(audit) if audit.exists() else None,
+            "weights_sha256": read_json(audit).get("weights_sha256") if audit.exists() else None,
+            "data_digest": _data_digest(data),
+            "config_digest": digest({"evaluate": config.evaluate.model_dump(), "classes": config.label.classes}),
+        },
+    }
+
+
+def _data_digest(data: Embedded) -> str:
+    """Digest of which tiles, on which side, of which class."""
+    tiles = data.tiles.sort_values("tile_id")
+    return digest([tiles["tile_id"].tolist(), tiles["split"].astype(str).tolist(), tiles["code"].tolist()])
+
+
+def _segmentation(config: Config, encoder: str, probes: list[Probe], painted_path: Path, device: Any) -> dict[str, Any]:
+    """Paint the slides of Figure 4 and score the maps; writes an empty table where there are none."""
+    from mad.evaluation.data import NotApplicableError
+    from mad.evaluation.segmentation import RULES, map_scores, paint, segmentation_slides
+
+    classes = list(config.label.classes)
+    wanted = segmentation_slides(_read(Path(config.results) / "cohort" / "slides.parquet", "cohort"), config.evaluate)
+    folder = Path(config.results) / "embed" / encoder / "dense"
+    present = [slide for slide in wanted if (folder / f"{slide}.npy").exists()] if probes else []
+    painted = paint(probes[0], _dense(config, folder, present), classes, device=device) if present else None
+    write_parquet(painted_path, paint_nothing() if painted is None else painted)
+    if painted is None:
+        raise NotApplicableError(
+            "no probe: Table 5 is not applicable" if not probes else f"no dense embeddings of {wanted or 'any slide'} under {folder}"
+        )
+    return {
+        "rules": RULES,
+        "classes": classes,
+        "slides": present,
+        "without_embeddings": [slide for slide in wanted if slide not in present],
+        "magnifications": config.evaluate.segmentation_magnifications,
+        "maps": map_scores(painted, classes),
+    }
+
+
+def _dense(config: Config, folder: Path, slides: list[str]) -> Iterator[tuple[str, pd.DataFrame, NDArray]]:
+    import numpy as np
+
+    columns = ["tile_id", "magnification", "x", "y", "side", "label"]
+    for slide in slides:
+        rows = read_parquet(folder / f"{slide}.parquet", ["tile_id"])
+        tiles = read_parquet(Path(config.results) / "tile" / f"{slide}.parquet", columns)
+        joined = rows.merge(tiles, on="tile_id", how="left", validate="one_to_one")
+        yield slide, joined, np.load(folder / f"{slide}.npy", mmap_mode="r", allow_pickle=False)
+
+
+def paint_nothing() -> pd.DataFrame:
+    """The table of Figure 4 without a slide."""
+    from mad.evaluation.segmentation import paint
+
+    return paint(None, [], [])  # type: ignore[arg-type]
+
+
+def _no_coordinates() -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(columns=["tile_id", "parent_id", "role", "label", "x", "y"])
+
+
+def _read(path: Path, stage: str) -> pd.DataFrame:
+    if not path.exists():
+        raise MadError(f"{path}: no such file; run `mad {stage}` first")
+    return read_parquet(path)
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MadError("evaluate.device is cuda, but torch sees no GPU here; set it to auto or cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted

@@ -1,0 +1,195 @@
+"""Stage `train`: one entry of `runs:` from the shards to an encoder.
+
+Reads `shard/*.parquet` and their tars; writes `train/{run}/`: recipe.json, checkpoints/, metrics.jsonl, encoder/, curves.png
+and, last, summary.json. Runs on one process, or on many under `torchrun` with the same samples in the same order.
+
+A run is known by its recipe, its data and the weights it starts from. The same run resumes; of another one the encoder,
+checkpoints and metrics are moved to `archive/` before the new run starts: trained weights are never overwritten. On SIGTERM
+the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mad.config import Config
+from mad.config.recipe import freeze_recipe
+from mad.config.training import RunConfig
+from mad.files import MadError, atomic_path, digest, read_json, sha256_file, write_json, write_json_if_changed
+from mad.models.export import WEIGHTS, export_encoder, load_weights, model_card, read_provenance
+from mad.models.vit import local_crop_px, mean_std
+from mad.progress import log
+from mad.training import checkpoint, ranks
+from mad.training.curves import draw_curves
+from mad.training.data import TrainingSet
+from mad.training.health import choose_health_set, collapse_warnings
+from mad.training.index import load_index
+from mad.training.loop import Interrupted, Run, build_networks, build_optimiser, choose_dtype, train
+from mad.training.objective import Numerics, loss_names
+
+EXIT_RETRY = 75
+OWNED = ("encoder", "checkpoints", "metrics.jsonl", "curves.png", "summary.json", "identity.json")
+FINAL_SHARE = 0.1  # of the steps, over which the final loss is averaged
+
+
+def run(config: Config, name: str, recipe: dict[str, Any]) -> None:
+    """Train run `name`, resume it, or, where it is finished, write its summary again.
+
+    Raises:
+        MadError: `recipe` is not that of `config`, there is nothing to train on, or training failed.
+        SystemExit: with code 75 after SIGTERM, once a checkpoint is saved.
+    """
+    if recipe != freeze_recipe(config, name):
+        raise MadError(
+            f"train: the recipe handed over is not that of runs entry {name!r}; remove results/train/{name}/recipe.json"
+        )
+    entry, folder = config.run(name), Path(config.results) / "train" / name
+    torch.set_num_threads(entry.runtime.threads or granted_threads())
+    with ranks.process_group() as device:
+        try:
+            _train(config, entry, folder, recipe, device)
+        except Interrupted as stop:
+            log(str(stop))
+            raise SystemExit(EXIT_RETRY) from None
+
+
+def granted_threads() -> int:
+    """Threads that this process may use: `OMP_NUM_THREADS`, else the CPUs it is bound to."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any], device: torch.device) -> None:
+    shards = Path(config.results) / "shard"
+    splits = {split: load_index(shards, split, entry.children) for split in ("train", "val")}
+    index, seed, tile_px = splits["train"], recipe["seed"], recipe["tile_px"]
+    source = (
+        Path(config.results) / "train" / entry.init.removeprefix("run:") / "encoder"
+        if entry.init.startswith("run:")
+        else None
+    )
+    start = sha256_file(source / WEIGHTS) if source and (source / WEIGHTS).exists() else None
+    identity = {"recipe_digest": digest(recipe), "data_digest": index.digest, "init_sha256": start}
+    if ranks.rank() == 0:
+        prepare_folder(folder, identity, recipe)
+    ranks.barrier()
+
+    def load(backbone: nn.Module) -> None:
+        if source:
+            load_weights(backbone, source)
+
+    student, teacher = build_networks(entry, tile_px, seed, load)
+    provenance = read_provenance(folder / "encoder")
+    state = Run(student.to(device), teacher.to(device), build_optimiser(student, entry), identity)
+    saved = checkpoint.load_latest(folder / "checkpoints", identity)
+    if saved:
+        state.restore(saved)
+    elif provenance:
+        if ranks.rank() == 0:
+            log(f"{entry.name}: finished before, only its summary is written again")
+            _summarise(folder, entry, recipe, identity, provenance)
+        return
+    records = trim_metrics(folder / "metrics.jsonl", state.step) if ranks.rank() == 0 else []
+    ranks.barrier()
+    data = TrainingSet(index, entry, tile_px, entry.views.local_px or local_crop_px(student.backbone, tile_px), seed)
+    health = choose_health_set({"val": splits["val"], "train": index}, tile_px, entry.runtime.health_samples)
+    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(entry.precision, device))
+    if ranks.rank() == 0:
+        _announce(data, state, numerics, len(records))
+    train(state, data, health, numerics, folder)
+    if ranks.rank() == 0:
+        losses, counts = loss_names(entry, list(data.weights)), index.counts() | index.magnification_counts()
+        card = model_card(entry, recipe, teacher.backbone, f"`{entry.name}`", losses, counts, f"{entry.steps} steps")
+        provenance = {
+            **identity, "recipe": recipe, "steps": state.step, "seconds": round(state.seconds, 1), "losses": losses,
+            "samples": index.counts(), "tiles": index.magnification_counts(), "health_split": health.source,
+            "health_kind": health.kind, "device": str(device), "precision": str(numerics.dtype).removeprefix("torch."),
+            "world_size": ranks.world_size(), "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        export_encoder(teacher.backbone, folder / "encoder", image_px=tile_px, card=card, provenance=provenance)
+        _summarise(folder, entry, recipe, identity, read_provenance(folder / "encoder") or {})
+
+
+def _announce(data: TrainingSet, state: Run, numerics: Numerics, known: int) -> None:
+    run = data.run
+    shares = {kind: round(weight / sum(data.weights.values()), 3) for kind, weight in data.weights.items()}
+    parameters = sum(p.numel() for p in state.student.parameters()) / 1e6
+    log(
+        f"{run.name}: method {run.method}, {parameters:.1f} M parameters, peak lr {run.lr:g} at batch {run.batch}, "
+        f"{str(numerics.dtype).removeprefix('torch.')} on {ranks.world_size()} x {numerics.device}, "
+        f"{torch.get_num_threads()} threads, samples {data.index.counts()}, mix {shares}"
+    )
+    if state.step:
+        log(f"{run.name}: resumes at step {state.step} ({known} steps recorded)")
+
+
+def prepare_folder(folder: Path, identity: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Make `folder` that of this run: what another recipe or other data left is moved to `archive/`, never overwritten."""
+    known = folder / "identity.json"
+    former = read_json(known) if known.exists() else None
+    if former != identity and any((folder / name).exists() for name in OWNED):
+        tag = f"{former['recipe_digest']}-{former['data_digest']}" if former else "unknown"
+        target, number = folder / "archive" / tag, 1
+        while target.exists():
+            number += 1
+            target = folder / "archive" / f"{tag}-{number}"
+        target.mkdir(parents=True)
+        for name in OWNED:
+            if (folder / name).exists():
+                (folder / name).rename(target / name)
+        changed = [key for key in identity if former and former[key] != identity[key]] or ["identity.json is missing"]
+        log(
+            f"{folder.name}: an earlier run differs in {', '.join(changed)}; it was moved to {target}, training starts anew"
+        )
+    write_json_if_changed(known, identity)
+    write_json_if_changed(folder / "recipe.json", recipe)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+
+
+def trim_metrics(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keep the records of steps before `step`: what a killed run did after its last checkpoint is done again."""
+    records = [record for record in read_metrics(path) if record["step"] < step]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return records
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line that a kill cut short is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _summarise(
+    folder: Path, entry: RunConfig, recipe: dict[str, Any], identity: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    """curves.png and summary.json from what the run has written."""
+    records = read_metrics(folder / "metrics.jsonl")
+    if not records:
+        raise MadError(
+            f"{folder / 'metrics.jsonl'}: no records beside a finished encoder; remove {folder / 'encoder'} to retrain"
+        )
+    draw_curves(records, entry.head.prototypes, f"{entry.name} ({entry.method})", folder / "curves.png")
+    last = records[-max(1, round(FINAL_SHARE * entry.steps)) :]
+    loss = math.fsum(record["dino"] for record in last) / len(last)
+    health: dict[str, float] = next((record["health"] for record in reversed(records) if "health" in record), {})
+    warnings = collapse_warnings(loss, entry.head.prototypes, health.get("rankme", 0.0))
+    for warning in warnings:
+        log(f"{entry.name}: WARNING: {warning}")
+    rates = sorted(record["images_per_s"] for record in records)
+    write_json(
+        folder / "summary.json",
+        {
+            **{key: value for key, value in provenance.items() if key != "recipe"},
+            **identity,
+            "name": entry.name, "method": entry.method, "final_loss": loss, "ln_k": math.log(entry.head.prototypes),
+            "first_loss": records[0]["dino"], "images_per_s_median": rates[len(rates) // 2], "health": health,
+            "collapsed": bool(warnings), "warnings": warnings, "tile_px": recipe["tile_px"],
+        },
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Aligned tiles: the index (i, j, k, m), labels, selection, shards. Knows no torch."""

@@ -1,0 +1,96 @@
+"""A slide opened on its grid: the pixels of any tile, at any magnification, in its exact place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mad.config.model import TileConfig
+from mad.files import Pathlike
+from mad.slides.reader import Reader, open_slide, read_footprint
+from mad.slides.scale import Scale, ScalePlan, plan_scale, read_scale
+from mad.tiles.pyramid import Grid, Index, Ladder
+
+
+@dataclass(frozen=True)
+class AlignedSlide:
+    """An open slide with its scale, the plan of its magnifications and its grid. Close it, or use it in a `with`."""
+
+    reader: Reader
+    scale: Scale
+    plan: ScalePlan
+    grid: Grid
+    tile_px: int
+
+    def footprint(self, level: int, i: int, j: int) -> np.ndarray:
+        """RGB pixels of the coarsest tile (i, j) at ladder level `level`: [side, side, 3], side = tile_px x tiles per side.
+
+        White beyond the slide's border.
+
+        Raises:
+            ReadError: some of it cannot be decoded.
+        """
+        side = self.tile_px * (self.grid.ladder.span(0) // self.grid.ladder.span(level))
+        return read_footprint(self.reader, self.plan, level, self.grid.rectangle(0, i, j), side)
+
+    def tile(self, index: Index) -> np.ndarray:
+        """RGB pixels [tile_px, tile_px, 3] of one tile, read alone.
+
+        Raises:
+            ReadError: they cannot be decoded.
+        """
+        level, row, column = self.grid.ladder.position(index)
+        return read_footprint(self.reader, self.plan, level, self.grid.rectangle(level, row, column), self.tile_px)
+
+    def place(self, index: Index) -> tuple[slice, slice]:
+        """Where a tile lies in its coarsest tile's `footprint`."""
+        level, row, column = self.grid.ladder.position(index)
+        per_side = self.grid.ladder.span(0) // self.grid.ladder.span(level)
+        top, left = (row % per_side) * self.tile_px, (column % per_side) * self.tile_px
+        return slice(top, top + self.tile_px), slice(left, left + self.tile_px)
+
+    def __enter__(self) -> AlignedSlide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
+
+
+def open_aligned(path: Pathlike, config: TileConfig, mpp: float | None = None) -> AlignedSlide:
+    """Open a slide on the grid that `config` asks for; `mpp` is the cohort sheet's word on its scale.
+
+    Raises:
+        MadError: the file is no slide, or its scale is unknown or does not fit.
+    """
+    reader = open_slide(path)
+    try:
+        scale = read_scale(reader.properties, mpp, str(path))
+        plan = plan_scale(
+            mpp=scale.mpp,
+            level_downsamples=reader.level_downsamples,
+            magnifications=config.magnifications,
+            tile_px=config.tile_px,
+            tolerance=config.scale_tolerance,
+            on_missing=config.on_missing_scale,
+            pyramid=config.pyramid,
+            slide=str(path),
+        )
+    except Exception:
+        reader.close()
+        raise
+    x, y, width, height = reader.bounds
+    coarsest = round(plan.levels[0].downsample) if plan.keeps_pixel_grid else 1
+    left, top = (
+        -(-x // coarsest) * coarsest,
+        -(-y // coarsest) * coarsest,
+    )  # so that every level starts on a whole pixel
+    grid = Grid(
+        ladder=Ladder(tuple(config.magnifications)),
+        finest_px=plan.finest_px,
+        width=x + width - left,
+        height=y + height - top,
+        left=left,
+        top=top,
+    )
+    return AlignedSlide(reader, scale, plan, grid, config.tile_px)

@@ -1,0 +1,118 @@
+"""WebDataset shards with byte offsets: tar files whose bytes depend on their content alone.
+
+A pair is `KEY.parent.jpg KEY.00.jpg … KEY.15.jpg KEY.json`, a standalone tile `KEY.jpg KEY.json`; KEY is the sample's tile
+id. Members carry a fixed time, owner and mode. Labels are not inside: relabelling never rewrites pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import imagecodecs
+import numpy as np
+
+from mad.files import MadError, atomic_path
+
+BLOCK = tarfile.BLOCKSIZE
+
+
+def encode(pixels: np.ndarray, *, format: str, quality: int, subsampling: str) -> bytes:
+    """An RGB uint8 tile as JPEG, or losslessly as PNG or WebP. The same pixels give the same bytes."""
+    if format == "jpg":
+        return bytes(imagecodecs.jpeg8_encode(pixels, level=quality, subsampling=subsampling))
+    return bytes(imagecodecs.png_encode(pixels) if format == "png" else imagecodecs.webp_encode(pixels, lossless=True))
+
+
+def decode(data: bytes) -> np.ndarray:
+    """An encoded tile as RGB uint8 [h, w, 3]."""
+    if data[:2] == b"\xff\xd8":
+        return imagecodecs.jpeg8_decode(data)
+    return imagecodecs.png_decode(data) if data[:4] == b"\x89PNG" else imagecodecs.webp_decode(data)
+
+
+def blur_score(pixels: np.ndarray) -> float:
+    """Variance of the Laplacian of the grey image: small where a tile is out of focus (or blank)."""
+    return float(cv2.Laplacian(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var())
+
+
+class ShardWriter:
+    """Writes the samples of one slide, split and kind into numbered tars of at most `max_bytes` (one sample at least).
+
+    A context manager: each tar gets its final name when it is complete, and none is left behind by an exception.
+    """
+
+    def __init__(self, folder: Path, stem: str, max_bytes: int) -> None:
+        self._folder, self._stem, self._max_bytes = folder, stem, max_bytes
+        self._open = ExitStack()
+        self._file: IO[bytes] | None = None
+        self.names: list[str] = []
+
+    def add(self, key: str, images: Mapping[str, bytes], meta: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+        """Append one sample.
+
+        Args:
+            key: the sample's tile id.
+            images: extension (`jpg`, `parent.jpg`, `00.jpg`, …) -> encoded bytes, in the order of the tar.
+            meta: the content of its JSON member.
+
+        Returns:
+            (shard file name, offset, size) of each image, in the same order.
+        """
+        members = [*images.items(), ("json", json.dumps(meta, sort_keys=True).encode())]
+        size = sum(BLOCK + len(data) + -len(data) % BLOCK for _, data in members)
+        if self._file and self._file.tell() + size > self._max_bytes:
+            self._finish()
+        if self._file is None:
+            self.names.append(f"{self._stem}-{len(self.names):06d}.tar")
+            temporary = self._open.enter_context(atomic_path(self._folder / self.names[-1]))
+            self._file = self._open.enter_context(temporary.open("wb"))
+        places = []
+        for extension, data in members:
+            info = tarfile.TarInfo(f"{key}.{extension}")
+            info.size, info.mode, info.mtime = len(data), 0o644, 0
+            self._file.write(info.tobuf(tarfile.GNU_FORMAT))
+            places.append((self.names[-1], self._file.tell(), len(data)))
+            self._file.write(data + b"\0" * (-len(data) % BLOCK))
+        return places[:-1]
+
+    def _finish(self) -> None:
+        if self._file:
+            self._file.write(b"\0" * (2 * BLOCK))
+            self._file = None
+            self._open.close()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *fault: Any) -> None:
+        if fault[0] is None:
+            self._finish()
+        else:
+            self._open.__exit__(*fault)
+
+
+def read_member(folder: Path, shard: str, offset: int, size: int, sha256: str | None = None) -> bytes:
+    """The bytes of one member of a tar, by its place in the shard table.
+
+    Raises:
+        MadError: the file is missing or short, or its bytes differ from the recorded digest.
+    """
+    path = folder / shard
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except FileNotFoundError:
+        raise MadError(f"{path}: no such shard; make it again with `snakemake -R shard`") from None
+    if len(data) != size or (sha256 and hashlib.sha256(data).hexdigest() != sha256):
+        raise MadError(
+            f"{path}: {size} bytes at {offset} are not those of its index; make it again: `snakemake -R shard`"
+        )
+    return data

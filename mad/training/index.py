@@ -1,0 +1,150 @@
+"""What the shards offer to training: the index of one split's pairs and standalone tiles, and the pixels behind a row.
+
+Read from `shard/{slide}.parquet`; members of the tars are read by offset, so that any sample can be had at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mad.config.training import STANDALONE
+from mad.files import MadError, Pathlike
+from mad.training.views import Image
+
+COLUMNS = ["tile_id", "kind", "role", "sample_id", "position", "split", "magnification"]
+COLUMNS += ["shard", "offset", "size", "sha256", "status"]
+MAX_OPEN_TARS = 256
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of one transition: `parents` [N] and `children` [N, s²] are rows of the index, -1 for an unreadable child."""
+
+    parents: npt.NDArray[np.int64]
+    children: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Index:
+    """The readable samples of one split.
+
+    `rows` has one line per tar member (columns of the shard table), `pairs` is keyed by transition ("10x-40x") from coarse to
+    fine, `standalone` holds rows. `digest` identifies the content: ids, places in the grid and pixel digests.
+    """
+
+    folder: Path
+    rows: pd.DataFrame
+    pairs: dict[str, Pairs]
+    standalone: npt.NDArray[np.int64]
+    digest: str
+
+    def counts(self) -> dict[str, int]:
+        """Samples per kind, in the order of `pairs`, standalone last; kinds without samples are left out."""
+        found = {kind: len(pairs.parents) for kind, pairs in self.pairs.items()} | {STANDALONE: len(self.standalone)}
+        return {kind: count for kind, count in found.items() if count}
+
+    def magnification_counts(self) -> dict[str, int]:
+        """Distinct tiles per magnification, keyed as "10x"."""
+        tiles = self.rows.drop_duplicates("tile_id")["magnification"].value_counts().sort_index()
+        return {f"{float(magnification):g}x": int(count) for magnification, count in tiles.items()}  # type: ignore[arg-type]
+
+
+def load_index(folder: Pathlike, split: str, min_children: int) -> Index:
+    """Index the tiles of `split` in every `folder/*.parquet`; pairs with fewer than `min_children` children are left out.
+
+    Raises:
+        MadError: there is no shard table.
+    """
+    folder = Path(folder)
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise MadError(f"{folder}: no shard tables; make them with `mad shard` before training")
+    tables = [pd.read_parquet(path, columns=COLUMNS) for path in paths]
+    rows = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    rows = rows[(rows["split"] == split) & (rows["status"] == "ok")]
+    rows = rows.sort_values(["kind", "sample_id", "position"], kind="stable", ignore_index=True)
+    paired = rows[rows["role"] != "standalone"]
+    transitions = sorted(paired["kind"].unique(), key=lambda kind: float(str(kind).split("x-")[0]))
+    pairs = {kind: _pairs(paired[paired["kind"] == kind], min_children) for kind in transitions}
+    standalone = np.flatnonzero((rows["role"] == "standalone").to_numpy()).astype(np.int64)
+    return Index(folder, rows, pairs, standalone, _digest(rows))
+
+
+def _pairs(rows: pd.DataFrame, min_children: int) -> Pairs:
+    """Parents in order of sample id, each with its children by position."""
+    parents = rows[rows["role"] == "parent"]
+    children = rows[rows["role"] == "child"]
+    place = pd.Series(np.arange(len(parents)), index=parents["sample_id"])
+    known = children[children["sample_id"].isin(place.index)]
+    table = np.full((len(parents), int(known["position"].max()) + 1 if len(known) else 1), -1, dtype=np.int64)
+    table[place[known["sample_id"]].to_numpy(), known["position"].to_numpy()] = known.index.to_numpy()
+    usable = (table >= 0).sum(axis=1) >= min_children
+    return Pairs(parents.index.to_numpy(dtype=np.int64)[usable], table[usable])
+
+
+def _digest(rows: pd.DataFrame) -> str:
+    columns = rows[["kind", "sample_id", "position", "tile_id", "sha256"]].astype(str)
+    text = columns["kind"].str.cat([columns[name] for name in columns.columns[1:]], sep="\t")
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
+
+
+class TileReader:
+    """Decodes tiles by row of an index; keeps the tars open. Safe to use after a fork: reads carry their own position."""
+
+    def __init__(self, index: Index, tile_px: int) -> None:
+        self.tile_px = tile_px
+        self._folder = index.folder
+        self._ids = index.rows["tile_id"].to_numpy()
+        self._shards = index.rows["shard"].to_numpy()
+        self._offsets = index.rows["offset"].to_numpy(dtype=np.int64)
+        self._sizes = index.rows["size"].to_numpy(dtype=np.int64)
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def tile_id(self, row: int) -> str:
+        """The id of the tile in `row`."""
+        return str(self._ids[row])
+
+    def read(self, row: int) -> Image:
+        """The RGB pixels [tile_px, tile_px, 3] of the tile in `row`.
+
+        Raises:
+            MadError: the tar is missing or shorter than its table says, the image cannot be decoded, or its size differs.
+        """
+        data = os.pread(self._descriptor(str(self._shards[row])), int(self._sizes[row]), int(self._offsets[row]))
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+        if image is None or image.shape != (self.tile_px, self.tile_px, 3):
+            found = "is no readable image" if image is None else f"has {image.shape[1]} x {image.shape[0]} px"
+            raise MadError(
+                f"{self._folder / str(self._shards[row])}: tile {self.tile_id(row)} at byte {self._offsets[row]} {found} "
+                f"(tile_px is {self.tile_px}); cut this slide's shards again with `mad shard`"
+            )
+        return image  # type: ignore[return-value]
+
+    def _descriptor(self, shard: str) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        try:
+            descriptor = os.open(self._folder / shard, os.O_RDONLY)
+        except OSError as error:
+            raise MadError(
+                f"{self._folder / shard}: {error.strerror}; cut this slide's shards again with `mad shard`"
+            ) from None
+        self._open[shard] = descriptor
+        if len(self._open) > MAX_OPEN_TARS:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
+
+    def close(self) -> None:
+        """Close every tar."""
+        while self._open:
+            os.close(self._open.popitem()[1])

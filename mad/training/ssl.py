@@ -1,0 +1,106 @@
+"""Self-supervised losses as pure functions. Everything is computed in fp32, whatever precision the networks ran in.
+
+Shape legend: T teacher views and S student views per sample, B samples, K prototypes, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mad.training import ranks
+
+
+@torch.no_grad()
+def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3, *, distributed: bool = False) -> Tensor:
+    """Targets [N, K] from the teacher's scores [N, K]: soft assignments that use all prototypes equally.
+
+    (Caron et al. 2020, SwAV, §3.1; DINOv2.) With Q = exp(scores / temperature), repeated `iterations` times:
+
+        Q_nk <- Q_nk / (K sum_n Q_nk)        every prototype gets 1/K
+        Q_nk <- Q_nk / (N sum_k Q_nk)        every sample gets 1/N
+
+    and finally N Q, whose rows sum to 1. The global maximum is subtracted first, which cancels. With `distributed`, N
+    counts the samples of all processes, and maximum and sums over n run over all of them.
+    """
+    logits = scores.float() / temperature
+    peak = logits.max()
+    count = torch.tensor(float(len(logits)), device=logits.device)
+    if distributed:
+        peak, count = ranks.all_max(peak), ranks.all_sum(count)
+    q = torch.exp(logits - peak)
+    for _ in range(iterations):
+        per_prototype = q.sum(dim=0, keepdim=True)
+        if distributed:
+            per_prototype = ranks.all_sum(per_prototype)
+        # a prototype whose every weight underflows has no mass to share out: it stays at 0 instead of becoming 0/0
+        q = q / (per_prototype.clamp_min(torch.finfo(q.dtype).tiny) * q.shape[1])
+        q = q / (q.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny) * count)
+    return q * count
+
+
+def dino_cross_entropy(student: Tensor, targets: Tensor, terms: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy of student views against teacher views, one value per sample [B].
+
+        L_b = 1/|terms| sum_{(s, t) in terms} -sum_k targets[b, t, k] log softmax_k(student[b, s, :] / temperature)
+
+    Args:
+        student: Scores [B, S, K].
+        targets: Teacher probabilities [B, T, K].
+        terms: Booleans [S, T]: which student view answers to which teacher view.
+        temperature: Of the student's softmax.
+    """
+    log_p = F.log_softmax(student.float() / temperature, dim=-1)
+    cross = -torch.einsum("bsk,btk->bst", log_p, targets.float())
+    return (cross * terms).sum(dim=(1, 2)) / terms.sum()
+
+
+def pair_terms(children: int, teacher_views: int = 2) -> Tensor:
+    """MAD: every child answers to every view of its parent, [children, teacher_views] (paper: 4 x 2 = 8 terms)."""
+    return torch.ones(children, teacher_views, dtype=torch.bool)
+
+
+def multicrop_terms(global_crops: int, local_crops: int) -> Tensor:
+    """DINO: every student crop answers to every global crop but itself, [global + local, global] (2 + 16 = 18 terms)."""
+    own = torch.eye(global_crops, dtype=torch.bool)
+    return torch.cat([~own, torch.ones(local_crops, global_crops, dtype=torch.bool)])
+
+
+def koleo(embeddings: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """Kozachenko-Leonenko regulariser: spreads embeddings [B, D] on the sphere (Sablayrolles et al. 2019, eq. 3).
+
+        x_i = e_i / ||e_i||        L = -1/B sum_i log(min_{j != i} ||x_i - x_j|| + epsilon)
+
+    0 for a single embedding, which has no neighbour.
+    """
+    with torch.autocast(device_type=embeddings.device.type, enabled=False):
+        x = F.normalize(embeddings.float(), dim=-1)
+        if len(x) < 2:
+            return x.sum() * 0.0
+        with torch.no_grad():
+            similarity = x @ x.T
+            similarity.fill_diagonal_(-2.0)
+            nearest = similarity.argmax(dim=1)
+        return -torch.log(F.pairwise_distance(x, x[nearest], eps=epsilon) + epsilon).mean()
+
+
+def koleo_by_position(embeddings: Tensor) -> Tensor:
+    """KoLeo over samples at each view position of [B, S, D], averaged over the S positions.
+
+    Views of one sample never meet: siblings of one parent, or two crops of one tile, must not repel each other.
+    """
+    return torch.stack([koleo(embeddings[:, s]) for s in range(embeddings.shape[1])]).mean()
+
+
+@torch.no_grad()
+def ema_update(teacher: Iterable[Tensor], student: Iterable[Tensor], momentum: float) -> None:
+    """teacher <- momentum teacher + (1 - momentum) student, in place, in the tensors' own (fp32) precision."""
+    torch._foreach_lerp_(list(teacher), [tensor.detach() for tensor in student], 1.0 - momentum)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Entropy -sum_k p_k log p_k over the last axis, in nats; 0 log 0 = 0."""
+    return -torch.special.xlogy(p, p).sum(dim=-1)

@@ -1,0 +1,139 @@
+"""From decoded tiles to augmented views, on uint8 arrays [H, W, 3]; every function draws from the generator it is given.
+
+Under `mad` a pair sample gives the teacher two views of the parent and the student one view of each drawn child (MAD paper,
+Table 1): photometric changes, flips and right angles only, so parents are never cropped or rescaled and children keep their
+native resolution. Standalone tiles, and every tile under `dinov2`, give standard multi-crop views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mad.config.training import PhotometricConfig, ViewsConfig
+
+Image = npt.NDArray[np.uint8]
+LUMA = np.array([0.299, 0.587, 0.114])
+RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
+BLUR_SIGMA = (0.1, 2.0)  # pixels of a 224 px image (DINOv2), scaled with the tile
+FIRST_GLOBAL, OTHER_GLOBAL, LOCAL = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of one sample (or of one tile of it).
+
+    `teacher` [T, P, P, 3]; `student` [S, P, P, 3], or None where the student's full-size views are the teacher's own;
+    `local` [L, p, p, 3], L = 0 for pairs. `tiles` names the tiles that were read.
+    """
+
+    kind: str
+    teacher: Image
+    student: Image | None
+    local: Image
+    tiles: tuple[str, ...]
+
+
+def pair_views(
+    parent: Image, children: list[Image], config: PhotometricConfig, rng: np.random.Generator, tiles: tuple[str, ...]
+) -> Views:
+    """MAD's views: 2 of the parent for the teacher, 1 of each child for the student (6 with 4 children)."""
+    teacher = [photometric(dihedral(parent, rng), config, rng, place) for place in (FIRST_GLOBAL, OTHER_GLOBAL)]
+    student = [photometric(dihedral(child, rng), config, rng, LOCAL) for child in children]
+    return Views("pair", np.stack(teacher), np.stack(student), np.empty((0, 0, 0, 3), np.uint8), tiles)
+
+
+def multicrop_views(
+    tile: Image, views: ViewsConfig, local_px: int, config: PhotometricConfig, rng: np.random.Generator, tile_id: str
+) -> Views:
+    """DINOv2's views of one tile: global crops of the tile's own size for both networks, local crops for the student."""
+    side = tile.shape[0]
+    large = [
+        photometric(crop(dihedral(tile, rng), views.global_scale, side, rng), config, rng, min(place, OTHER_GLOBAL))
+        for place in range(views.global_crops)
+    ]
+    small = [
+        photometric(crop(dihedral(tile, rng), views.local_scale, local_px, rng), config, rng, LOCAL)
+        for _ in range(views.local_crops)
+    ]
+    local = np.stack(small) if small else np.empty((0, 0, 0, 3), np.uint8)
+    return Views("multicrop", np.stack(large), None, local, (tile_id,))
+
+
+def dihedral(image: Image, rng: np.random.Generator) -> Image:
+    """One of the eight flips and quarter turns of a square, each as likely."""
+    turned = np.rot90(image, int(rng.integers(4)))
+    return np.ascontiguousarray(turned[:, ::-1] if rng.integers(2) else turned)
+
+
+def crop(image: Image, scale: tuple[float, float], side: int, rng: np.random.Generator) -> Image:
+    """A random rectangle (share of the area in `scale`, aspect 3/4 to 4/3) resized to `side` x `side`."""
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:
+        w = h = min(width, height)
+    y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    shrinks = w >= side and h >= side
+    window = image[y : y + h, x : x + w]
+    resized = cv2.resize(window, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return resized.astype(np.uint8, copy=False)
+
+
+def photometric(image: Image, config: PhotometricConfig, rng: np.random.Generator, place: int) -> Image:
+    """Colour jitter, grayscale, blur and solarisation with the shares of `config`; `place` picks DINO's asymmetric ones."""
+    matrix = colour_matrix(image, config, rng)
+    if matrix is not None:
+        image = cv2.transform(image, matrix)  # type: ignore[assignment]
+    if rng.random() < config.blur[place]:
+        sigma = rng.uniform(*BLUR_SIGMA) * image.shape[0] / 224
+        image = cv2.GaussianBlur(image, (0, 0), max(sigma, 0.1))  # type: ignore[assignment]
+    if place == OTHER_GLOBAL and rng.random() < config.solarize:
+        image = np.where(image >= 128, 255 - image, image).astype(np.uint8)
+    return image
+
+
+def colour_matrix(image: Image, config: PhotometricConfig, rng: np.random.Generator) -> npt.NDArray[np.float64] | None:
+    """Brightness, contrast, saturation, hue and grayscale composed into one affine map [3, 4] of RGB, or None.
+
+    Each of torchvision's steps is linear in RGB (hue as a rotation in YIQ), so they are multiplied before the image is
+    touched once; values are clipped at the end instead of after each step.
+    """
+    matrix = np.eye(3)
+    offset = np.zeros(3)
+    jittered = rng.random() < config.jitter_share and config.jitter > 0
+    if jittered:
+        spread = config.jitter * np.array([0.4, 0.4, 0.2])
+        brightness, contrast, saturation = rng.uniform(np.maximum(1 - spread, 0), 1 + spread)
+        angle = 2 * np.pi * rng.uniform(-0.1, 0.1) * config.jitter
+        turn = np.array(
+            [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]], dtype=np.float64
+        )
+        grey = float(np.array(cv2.mean(image)[:3]) @ LUMA) * brightness
+        matrix = contrast * brightness * np.eye(3)
+        offset = np.full(3, (1 - contrast) * grey)
+        saturate = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), LUMA)
+        tint = YIQ_TO_RGB @ turn @ RGB_TO_YIQ @ saturate
+        matrix, offset = tint @ matrix, tint @ offset
+    if greyed := rng.random() < config.grayscale:
+        to_grey = np.outer(np.ones(3), LUMA)
+        matrix, offset = to_grey @ matrix, to_grey @ offset
+    return np.column_stack([matrix, offset]) if jittered or greyed else None
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 images [..., H, W, 3] to fp32 [..., 3, H, W], normalised as the backbone expects."""
+    shape = (-1, 1, 1)
+    scaled = images.movedim(-1, -3).to(torch.float32) / 255
+    scale = torch.tensor(std, device=images.device).view(shape)
+    return ((scaled - torch.tensor(mean, device=images.device).view(shape)) / scale).contiguous()

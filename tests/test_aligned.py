@@ -1,0 +1,157 @@
+"""Tile (i, j, k, m) holds exactly its place: shown by slides whose pixels tell their own coordinates."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from conftest import decode_coordinates, write_tiff
+
+from mad.config.model import TileConfig
+from mad.files import MadError
+from mad.slides.reader import Reader, ReadError, TiffReader, open_slide
+from mad.tiles.aligned import AlignedSlide, open_aligned
+from mad.tiles.index import tile_table
+from mad.tiles.pyramid import parse_tile_id
+
+CONFIG = TileConfig(tile_px=112)
+
+
+def all_tiles(slide: AlignedSlide):  # type: ignore[no-untyped-def]
+    """The slide's tile table; tissue and labels do not matter here."""
+    rows, columns = slide.grid.level_shape(2)
+    counts = np.ones((rows, columns), np.int64)
+    return tile_table(
+        "S", slide.grid, slide.plan, counts, counts[..., None], (1, 1), ["A"], min_tissue=0.1, min_annotated=0.5
+    )
+
+
+@pytest.mark.parametrize("reader", [Reader, TiffReader])
+def test_every_tile_of_every_level_holds_its_place(coordinate_slide: Path, reader: type[Reader]) -> None:
+    """All tiles of the grid, both readers, cut from the footprint and read alone: each pixel tells the right coordinates."""
+    with open_aligned(coordinate_slide, CONFIG) as slide:
+        assert isinstance(slide.reader, TiffReader)
+        if reader is Reader:
+            object.__setattr__(slide, "reader", Reader(coordinate_slide))
+        table = all_tiles(slide)
+        assert set(table["status"]) == {"ok", "edge"}
+        footprint = lru_cache(slide.footprint)
+        checked = 0
+        for row in table[table["status"] == "ok"].itertuples():
+            index = parse_tile_id(row.tile_id)[1]
+            level = len(index) - 2
+            downsample = (16, 4, 1)[level]
+            for pixels in (slide.tile(index), footprint(level, *index[:2])[slide.place(index)]):
+                x, y, from_level = decode_coordinates(pixels)
+                assert (x == row.x // downsample + np.arange(112)).all()
+                assert (y == row.y // downsample + np.arange(112)[:, None]).all()
+                assert (from_level == (2, 1, 0)[level]).all()
+            checked += 1
+        assert checked > 250
+
+
+def test_tiles_beyond_the_border_are_edges_and_white_there(coordinate_slide: Path) -> None:
+    """1900 px of height are 16.96 finest tiles: the seventeenth row is an edge, and the grid has a second coarse row."""
+    with open_aligned(coordinate_slide, CONFIG) as slide:
+        table = all_tiles(slide)
+        finest = table[table["magnification"] == 40]
+        assert slide.grid.shape == (2, 2)
+        assert set(finest.loc[finest["y"] == 16 * 112, "status"]) == {"edge"}
+        assert (finest["y"] < 1900).all() and (finest["x"] < 2000).all()
+        tile = slide.tile((1, 0, 0, 0))
+        assert (tile[108:] == 255).all() and not (tile[107] == 255).all()
+
+
+def test_area_levels_are_exact_averages(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (1792, 1792, 3)).astype(np.uint8)
+    write_tiff(tmp_path / "s.tiff", [base], mpp=0.25)
+    with open_aligned(tmp_path / "s.tiff", CONFIG.model_copy(update={"pyramid": "area"})) as slide:
+        for level, downsample in ((0, 16), (1, 4)):
+            side = 1792 // downsample
+            exact = base.reshape(side, downsample, side, downsample, 3).mean(axis=(1, 3))
+            assert np.abs(slide.footprint(level, 0, 0) - exact).max() <= 0.5 + 1e-6
+
+
+def test_a_grid_in_micrometres_neither_drifts_nor_shifts(tmp_path: Path) -> None:
+    """A 28x scan (0.35 um/px): a fine ramp in x and y is found where the tile's um position says, to half a pixel."""
+    height, width = 1800, 2600
+    y, x = np.mgrid[:height, :width]
+    base = np.stack([x % 256, y % 256, (x // 256) * 16 + y // 256], axis=-1).astype(np.uint8)
+    write_tiff(tmp_path / "s.tiff", [base], mpp=0.35)
+    config = CONFIG.model_copy(update={"on_missing_scale": "upsample"})
+    with open_aligned(tmp_path / "s.tiff", config) as slide:
+        assert not slide.plan.keeps_pixel_grid
+        side_um = 112 * 1.0  # a 10x tile
+        for i, j, k in [(0, 0, 0), (0, 0, 15), (0, 1, 5), (0, 1, 6)]:
+            row, column = i * 4 + k // 4, j * 4 + k % 4
+            x0, y0, width_px, _ = (int(v) for v in slide.grid.rectangle(1, row, column))
+            assert abs(x0 * 0.35 - column * side_um) <= 0.35 / 2 + 1e-9
+            assert abs(y0 * 0.35 - row * side_um) <= 0.35 / 2 + 1e-9
+            direct = cv2.resize(base[y0 : y0 + width_px, x0 : x0 + width_px], (112, 112), interpolation=cv2.INTER_AREA)
+            tile = slide.tile((i, j, k))
+            smooth = slice(0, 20)  # away from the ramp's wraps the two agree closely
+            assert np.abs(tile[smooth, smooth].astype(int) - direct[smooth, smooth]).mean() < 3
+
+
+def test_both_readers_agree_on_a_jpeg_slide(tmp_path: Path) -> None:
+    y, x = np.mgrid[:900, :1000]
+    pixels = np.stack([x * 255 / 1000, y * 255 / 900, (x + y) * 255 / 1900], axis=-1).astype(np.uint8)
+    write_tiff(tmp_path / "s.tiff", [pixels], 0.25, compression="jpeg", compressionargs={"level": 95})
+    fast = open_slide(tmp_path / "s.tiff")
+    assert isinstance(fast, TiffReader)
+    for rectangle in [(0, 0, 300, 200), (777, 600, 400, 400), (-50, -20, 100, 100), (2000, 2000, 8, 8)]:
+        a, b = fast.read(0, *rectangle), Reader(tmp_path / "s.tiff").read(0, *rectangle)
+        assert np.abs(a.astype(int) - b).max() <= 2, rectangle
+
+
+def test_the_overview_shows_the_whole_grid(coordinate_slide: Path, tmp_path: Path) -> None:
+    y, x = np.mgrid[:1500, :1700]
+    pixels = np.stack([x * 255 / 1700, y * 255 / 1500, x * 0], axis=-1).astype(np.uint8)
+    write_tiff(tmp_path / "s.tiff", [pixels], 0.25)
+    with open_slide(tmp_path / "s.tiff") as reader:
+        for downsample in (16.0, 13.7, 3.0):
+            rows, columns = int(1500 / downsample), int(1700 / downsample)
+            view = reader.overview(downsample, rows, columns, strip_px=200)
+            centre_x, centre_y = (np.arange(columns) + 0.5) * downsample, (np.arange(rows) + 0.5) * downsample
+            assert np.abs(view[..., 0].mean(axis=0) - centre_x * 255 / 1700).max() < 2.5
+            assert np.abs(view[..., 1].mean(axis=1) - centre_y * 255 / 1500).max() < 2.5
+
+
+def test_faults_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MadError, match="no such slide"):
+        open_slide(tmp_path / "none.svs")
+    (tmp_path / "text.svs").write_text("hello")
+    with pytest.raises(MadError, match="no slide that can be read"):
+        open_slide(tmp_path / "text.svs")
+    write_tiff(tmp_path / "short.tiff", [np.arange(3_000_000, dtype=np.uint8).reshape(1000, 1000, 3)], mpp=0.25)
+    whole = (tmp_path / "short.tiff").read_bytes()
+    (tmp_path / "short.tiff").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MadError, match="is the file whole"):
+        open_slide(tmp_path / "short.tiff")
+    write_tiff(tmp_path / "noscale.tiff", [np.zeros((600, 600, 3), np.uint8)], mpp=None)
+    with pytest.raises(MadError, match="`mpp` column"):
+        open_aligned(tmp_path / "noscale.tiff", CONFIG)
+    assert open_aligned(tmp_path / "noscale.tiff", CONFIG, mpp=0.25).scale.source == "cohort sheet"
+
+
+@pytest.mark.parametrize("reader", [Reader, TiffReader])
+@pytest.mark.parametrize("codec", [{"compression": "deflate"}, {"compression": "jpeg"}])
+def test_damaged_pixels_are_an_error_never_white_and_the_rest_still_reads(
+    tmp_path: Path, reader: type[Reader], codec: dict[str, str]
+) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "s.tiff"
+    write_tiff(path, [rng.integers(0, 256, (1024, 1024, 3)).astype(np.uint8)], 0.25, **codec)
+    with tifffile.TiffFile(path) as file:
+        offset, size = file.pages[0].dataoffsets[5], file.pages[0].databytecounts[5]  # tile row 1, column 1
+    data = bytearray(path.read_bytes())
+    data[offset : offset + size] = bytes(size)
+    path.write_bytes(data)
+    slide = open_slide(path) if reader is TiffReader else Reader(path)
+    assert type(slide) is reader
+    with pytest.raises(ReadError, match=r"level 0, 100 x 100 px at \(300, 300\)"):
+        slide.read(0, 300, 300, 100, 100)
+    assert slide.read(0, 0, 0, 200, 200).std() > 50

@@ -1,0 +1,48 @@
+"""Checkpoints: whole, pruned to two, refused for another run."""
+
+import pytest
+import torch
+
+from mad.files import MadError
+from mad.training import checkpoint
+
+
+def state(value, identity="a"):
+    return {"identity": {"recipe_digest": identity}, "weights": torch.full((3,), float(value))}
+
+
+def test_keeps_the_last_two_and_loads_the_newest(tmp_path):
+    for step in (5, 10, 1000):
+        checkpoint.save(tmp_path, step, state(step))
+    assert [path.name for path in checkpoint.found(tmp_path)] == ["step_0000010.pt", "step_0001000.pt"]
+    assert [path.name for path in tmp_path.iterdir() if path not in checkpoint.found(tmp_path)] == []
+    loaded = checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})
+    assert loaded["step"] == 1000
+    assert loaded["weights"].tolist() == [1000] * 3
+
+
+def test_an_unreadable_file_falls_back_to_the_one_before(tmp_path):
+    checkpoint.save(tmp_path, 5, state(5))
+    checkpoint.save(tmp_path, 6, state(6)).write_bytes(b"PK half a file")
+    assert checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})["step"] == 5
+    (tmp_path / "step_0000005.pt").write_bytes(b"")
+    with pytest.raises(MadError, match="none of 2"):
+        checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})
+
+
+def test_another_run_is_refused_and_none_is_none(tmp_path):
+    assert checkpoint.load_latest(tmp_path, {}) is None
+    checkpoint.save(tmp_path, 5, state(5))
+    with pytest.raises(MadError, match="another recipe"):
+        checkpoint.load_latest(tmp_path, {"recipe_digest": "b"})
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"identity": {}, "x": Evil()}, tmp_path / "step_0000001.pt")
+    with pytest.raises(MadError, match="none of 1"):
+        checkpoint.load_latest(tmp_path, {})
+    assert not (tmp_path / "owned").exists()

@@ -1,0 +1,295 @@
+"""Stage `train`: killed and resumed runs, other recipes, many processes, non-finite losses, the summary."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakes
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from mad.config.recipe import freeze_recipe
+from mad.config.training import RunConfig
+from mad.files import MadError, read_json, sha256_file
+from mad.stages import train
+from mad.training import loop
+from mad.training.data import TrainingSet, batches
+from mad.training.health import choose_health_set, collapse_warnings
+from mad.training.index import load_index
+from mad.training.objective import Numerics, loss_names, step_loss
+
+PROGRAM = """
+import json, sys
+from mad.config import parse_config
+from mad.config.recipe import freeze_recipe
+from mad.stages import train
+config = parse_config(json.loads(sys.argv[1]))
+train.run(config, "tiny", freeze_recipe(config, "tiny"))
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    fakes.write_cohort(folder)
+    return folder
+
+
+@pytest.fixture
+def fresh(results, tmp_path):
+    """A results folder of its own that shares the shards."""
+    (tmp_path / "shard").symlink_to(results / "shard")
+    return tmp_path
+
+
+def run(config, name="tiny"):
+    train.run(config, name, freeze_recipe(config, name))
+    return Path(config.results) / "train" / name
+
+
+def weights(folder):
+    return (folder / "encoder" / "model.safetensors").read_bytes()
+
+
+def start(config, *launcher, **environment):
+    command = [sys.executable, *launcher, "-c", PROGRAM] if not launcher else [sys.executable, *launcher]
+    return subprocess.Popen(
+        [*command, config.model_dump_json()], env={**os.environ, **environment}, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(results, tmp_path_factory):
+    """A run of 80 steps that nothing stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    (folder / "shard").symlink_to(results / "shard")
+    return run(fakes.tiny_config(folder, fakes.tiny_run(steps=80)))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_and_resumed_run_ends_bit_equal(fresh, unbroken, how):
+    config = fakes.tiny_config(fresh, fakes.tiny_run(steps=80))
+    metrics = fresh / "train" / "tiny" / "metrics.jsonl"
+    process = start(config)
+    while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 10):
+        time.sleep(0.002)
+    process.send_signal(how)
+    process.communicate()
+    assert process.returncode == (train.EXIT_RETRY if how == signal.SIGTERM else -signal.SIGKILL)
+    steps_done = len(train.read_metrics(metrics))
+    assert 10 <= steps_done < 80
+    assert not (fresh / "train" / "tiny" / "summary.json").exists()
+    folder = run(config)
+    assert weights(folder) == weights(unbroken)
+    records = [train.read_metrics(path / "metrics.jsonl") for path in (folder, unbroken)]
+    assert [record["step"] for record in records[0]] == list(range(80))
+    assert [record["loss"] for record in records[0]] == [record["loss"] for record in records[1]]
+    assert [record.get("health") for record in records[0]] == [record.get("health") for record in records[1]]
+
+
+def test_torchrun_with_two_processes_agrees_with_one(fresh, results, tmp_path_factory):
+    entry = fakes.tiny_run(steps=6, mix_mode="within", warmup=1, freeze_last_layer=0)
+    config = fakes.tiny_config(fresh, entry)
+    script = fresh / "program.py"
+    script.write_text(PROGRAM)
+    process = start(
+        config, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), OMP_NUM_THREADS="1"
+    )
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    alone = tmp_path_factory.mktemp("alone")
+    (alone / "shard").symlink_to(results / "shard")
+    single = run(fakes.tiny_config(alone, entry))
+    many = fresh / "train" / "tiny"
+    first, second = (load_file(folder / "encoder" / "model.safetensors") for folder in (many, single))
+    for name in second:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+    assert read_json(many / "summary.json")["world_size"] == 2
+    losses = [[record["loss"] for record in train.read_metrics(folder / "metrics.jsonl")] for folder in (many, single)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["mad", "dinov2"])
+def test_a_run_writes_an_encoder_that_timm_loads_and_a_summary(fresh, method):
+    folder = run(fakes.tiny_config(fresh, fakes.tiny_run(method=method)))
+    summary = read_json(folder / "summary.json")
+    assert summary["weights_sha256"] == sha256_file(folder / "encoder" / "model.safetensors")
+    assert summary["recipe_digest"] and summary["data_digest"]
+    assert summary["steps"] == 10
+    assert summary["collapsed"] == bool(summary["warnings"])
+    assert summary["health_split"] == "val"
+    assert 0 < summary["health"]["rankme"] <= 24
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "license: apache-2.0" in (folder / "encoder" / "README.md").read_text()
+    teacher = torch.load(folder / "checkpoints" / "step_0000010.pt", weights_only=True)["teacher"]
+    exported = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).state_dict()
+    assert all(torch.equal(teacher[f"backbone.{name}"], tensor) for name, tensor in exported.items())
+
+
+def test_a_finished_run_is_not_trained_again(fresh, monkeypatch):
+    config = fakes.tiny_config(fresh)
+    folder = run(config)
+    before, stamp = weights(folder), read_json(folder / "summary.json")
+    (folder / "summary.json").unlink()
+    (folder / "encoder" / "model.safetensors").unlink()
+    monkeypatch.setattr(loop, "step_loss", None)  # a step would fail
+    run(config)
+    assert weights(folder) == before
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    (folder / "summary.json").unlink()
+    run(config)  # from the encoder alone
+    assert read_json(folder / "summary.json") == stamp
+
+
+@pytest.mark.parametrize("what", ["recipe", "data"])
+def test_another_recipe_or_other_data_archives_the_former_encoder(fresh, tmp_path_factory, capsys, what):
+    folder = run(fakes.tiny_config(fresh))
+    former, summary = weights(folder), read_json(folder / "summary.json")
+    if what == "data":
+        (fresh / "shard").unlink()
+        fakes.write_cohort(fresh, pairs=9)
+    run(fakes.tiny_config(fresh, fakes.tiny_run(lr=2e-3) if what == "recipe" else fakes.tiny_run()))
+    archive = folder / "archive" / f"{summary['recipe_digest']}-{summary['data_digest']}"
+    assert weights(archive) == former != weights(folder)
+    assert (archive / "metrics.jsonl").exists() and list((archive / "checkpoints").glob("*.pt"))
+    assert "moved to" in capsys.readouterr().err
+
+
+def test_runtime_settings_do_not_change_the_recipe_but_all_others_do(tmp_path):
+    def recipe(**changes):
+        return freeze_recipe(fakes.tiny_config(tmp_path, fakes.tiny_run(**changes)), "tiny")
+
+    assert recipe(runtime={"threads": 2, "workers": 3}) == recipe()
+    assert recipe(seed=3) == recipe()  # the configuration's own seed
+    for changes in ({"seed": 4}, {"lr": 0.5}, {"children": 3}, {"head": {"prototypes": 5}}, {"mix": {"standalone": 1}}):
+        assert recipe(**changes) != recipe()
+    assert json.loads(json.dumps(recipe())) == recipe()
+    with pytest.raises(MadError, match="tiny"):
+        freeze_recipe(fakes.tiny_config(tmp_path), "other")
+    config = fakes.tiny_config(tmp_path)
+    with pytest.raises(MadError, match="not that of"):
+        train.run(config, "tiny", recipe(lr=0.5))
+
+
+def test_a_run_can_start_from_another_and_remembers_its_weights(fresh):
+    second = fakes.tiny_run(name="second", init="run:tiny", steps=3)
+    config = fakes.tiny_config(fresh, fakes.tiny_run(), second)
+    with pytest.raises(MadError, match="train the run"):
+        run(config, "second")
+    first = run(config)
+    loaded = []
+    original = loop.build_networks
+
+    def spy(*arguments):
+        loaded.append(original(*arguments))
+        return loaded[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_networks", spy)
+        patch.setattr(train, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config, "second")
+    start_weights = load_file(first / "encoder" / "model.safetensors")
+    student = loaded[0][0].backbone.state_dict()
+    assert all(torch.equal(student[name], tensor) for name, tensor in start_weights.items())
+    summary = read_json(run(config, "second") / "summary.json")
+    assert summary["init_sha256"] == sha256_file(first / "encoder" / "model.safetensors")
+
+
+def parts(results, **changes):
+    entry = RunConfig(**fakes.tiny_run(**changes))
+    index = load_index(results / "shard", "train", entry.children)
+    student, teacher = loop.build_networks(entry, fakes.TILE_PX, 0)
+    state = loop.Run(student, teacher, loop.build_optimiser(student, entry), {})
+    numerics = Numerics((0.5,) * 3, (0.5,) * 3, torch.device("cpu"), torch.float32)
+    return (
+        state,
+        TrainingSet(index, entry, fakes.TILE_PX, 16, 0),
+        choose_health_set({"train": index}, fakes.TILE_PX, 8),
+        numerics,
+    )
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_non_finite_loss_or_gradient_stops_before_anything_changes(results, tmp_path, where):
+    state, data, health, numerics = parts(results)
+    (tmp_path / "checkpoints").mkdir()
+    if where == "loss":
+        with torch.no_grad():
+            state.student.head.mlp[0].weight[0, 0] = float("nan")
+    else:
+        state.student.head.mlp[0].weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = [{k: v.clone() for k, v in net.state_dict().items()} for net in (state.student, state.teacher)]
+    tiles = data[0][0].tiles
+    with pytest.raises(MadError, match=f"{where}.*step 0.*{tiles[0]}"):
+        loop.train(state, data, health, numerics, tmp_path)
+    for net, old in zip((state.student, state.teacher), before, strict=True):
+        assert all(torch.equal(tensor, old[name]) or tensor.isnan().any() for name, tensor in net.state_dict().items())
+    assert not state.optimiser.state
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_prototypes_are_frozen_first_and_vectors_do_not_decay(results, tmp_path):
+    state, data, health, numerics = parts(results, steps=3, warmup=0, freeze_last_layer=2)
+    seen = [state.student.head.prototypes.detach().clone()]
+    original = loop.optimise
+
+    def spy(*arguments):
+        value = original(*arguments)
+        seen.append(state.student.head.prototypes.detach().clone())
+        return value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "optimise", spy)
+        loop.train(state, data, health, numerics, tmp_path)
+    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[2], seen[3])
+    decays, plain = state.optimiser.param_groups
+    assert all(p.ndim >= 2 for p in decays["params"]) and all(p.ndim < 2 for p in plain["params"])
+    assert plain["weight_decay"] == 0 and decays["weight_decay"] == pytest.approx(0.4)
+
+
+def test_mad_gives_no_gradient_through_parents_and_dinov2_crops(results):
+    """The loss of a pair batch is made of 2 teacher and 4 student views; parents reach the teacher alone."""
+    state, data, _, numerics = parts(results, mix={"2.5x-10x": 1})
+    batch = next(batches(data, start=0, rank=0, world=1, workers=0))
+    sizes = []
+    state.student.register_forward_pre_hook(lambda _, inputs: sizes.append([len(x) for x in inputs[0]]))
+    state.teacher.register_forward_pre_hook(lambda _, inputs: sizes.append([len(x) for x in inputs[0]]))
+    loss = step_loss(state.student, state.teacher, batch, data.run, numerics, 0.04)
+    assert sizes == [[2 * 4], [4 * 4]]  # batch of 4 pairs
+    loss.total.backward()
+    assert all(p.grad is None for p in state.teacher.parameters())
+    changed = batch.groups[0].teacher.clone()
+    changed[:] = 255 - changed
+    assert not torch.equal(changed, batch.groups[0].teacher)
+
+
+def test_health_set_is_fixed_and_parents_meet_their_own_children(results):
+    splits = {name: load_index(results / "shard", name, 4) for name in ("val", "train")}
+    first, second = (choose_health_set(splits, fakes.TILE_PX, 6) for _ in range(2))
+    assert (first.source, first.kind) == ("val", "10x-40x")
+    assert torch.equal(first.parents, second.parents) and torch.equal(first.children, second.children)
+    empty = load_index(results / "shard", "test", 4)
+    assert choose_health_set({"val": empty, "train": splits["train"]}, fakes.TILE_PX, 6).source == "train"
+    with pytest.raises(MadError, match="health"):
+        choose_health_set({"val": empty}, fakes.TILE_PX, 6)
+
+
+def test_collapse_is_named():
+    assert collapse_warnings(4.85, 128, 40.0)[0].startswith("uniform collapse")
+    assert collapse_warnings(3.0, 128, 4.0)[0].startswith("rank collapse")
+    assert collapse_warnings(4.2, 128, 40.0) == []
+
+
+def test_losses_are_named_by_method():
+    mad, dino = (RunConfig(**fakes.tiny_run(method=method)) for method in ("mad", "dinov2"))
+    kinds = ["10x-40x", "standalone"]
+    assert len(loss_names(mad, kinds)) == 3 and "children" in loss_names(mad, kinds)[0]
+    assert len(loss_names(dino, kinds)) == 2 and "multi-crop" in loss_names(dino, kinds)[0]

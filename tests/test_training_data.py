@@ -1,0 +1,179 @@
+"""Sample n is a pure function of (seed, n), whatever the number of processes and loaders; children are the parent's own."""
+
+import fakes
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mad.config.training import RunConfig
+from mad.files import MadError
+from mad.training.data import SampleOrder, TrainingSet, batches, mixing_weights
+from mad.training.index import TileReader, load_index
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    fakes.write_cohort(folder)
+    return folder
+
+
+def training_set(results, seed=5, **changes):
+    run = RunConfig(**fakes.tiny_run(**changes))
+    return TrainingSet(load_index(results / "shard", "train", run.children), run, fakes.TILE_PX, 16, seed)
+
+
+def tensors(batch):
+    return [t for group in batch.groups for t in (group.teacher, group.student, group.local) if t is not None]
+
+
+def test_index_holds_only_the_split_and_pairs_children_with_their_parent(results):
+    index = load_index(results / "shard", "train", 4)
+    assert index.counts() == {"2.5x-10x": 16, "10x-40x": 16, "standalone": 24}
+    assert set(index.rows["split"]) == {"train"}
+    rows = index.rows
+    for kind, pairs in index.pairs.items():
+        assert pairs.children.shape == (16, 16)
+        for parent, children in zip(pairs.parents, pairs.children, strict=True):
+            assert rows.loc[parent, "role"] == "parent"
+            assert set(rows.loc[children, "sample_id"]) == {rows.loc[parent, "sample_id"]}
+            assert rows.loc[children, "position"].tolist() == list(range(16))
+            assert set(rows.loc[children, "kind"]) == {kind}
+
+
+def test_digest_follows_pixels_and_selection_but_not_the_place_in_the_tar(results, tmp_path):
+    before = load_index(results / "shard", "train", 4).digest
+    table = pd.read_parquet(results / "shard" / "S01.parquet")
+
+    def digest(changed):
+        (tmp_path / "S02.parquet").write_bytes((results / "shard" / "S02.parquet").read_bytes())
+        changed.to_parquet(tmp_path / "S01.parquet")
+        return load_index(tmp_path, "train", 4).digest
+
+    assert digest(table.assign(offset=table["offset"] + 512)) == before
+    assert digest(table.assign(sha256=table["sha256"].str[::-1])) != before
+    assert digest(table.iloc[:-1]) != before
+
+
+def test_unreadable_children_are_never_drawn_and_poor_pairs_left_out(results, tmp_path):
+    table = pd.read_parquet(results / "shard" / "S01.parquet")
+    first = table.loc[table["kind"] == "10x-40x", "sample_id"].iloc[0]
+    lost = (table["sample_id"] == first) & (table["role"] == "child") & (table["position"] >= 4)
+    table.loc[lost, "status"] = "unreadable"
+    table.to_parquet(tmp_path / "S01.parquet")
+    index = load_index(tmp_path, "train", 4)
+    place = index.rows.loc[index.pairs["10x-40x"].parents, "sample_id"].tolist().index(first)
+    assert (index.pairs["10x-40x"].children[place] >= 0).sum() == 4
+    data = TrainingSet(index, RunConfig(**fakes.tiny_run()), fakes.TILE_PX, 16, 0)
+    for seed in range(20):
+        _, drawn = data.draw_tiles("10x-40x", place, np.random.default_rng(seed))
+        assert sorted(index.rows.loc[drawn, "position"]) == [0, 1, 2, 3]
+    assert load_index(tmp_path, "train", 5).counts()["10x-40x"] == 7
+
+
+def test_children_are_the_parents_own_distinct_and_drawn_anew(results):
+    data = training_set(results, steps=40)
+    rows = data.index.rows
+    drawn = {}
+    for n in range(160):
+        kind, place = data.order[n]
+        if kind == "standalone":
+            continue
+        parent, *children = data[n][0].tiles
+        own = rows[(rows["kind"] == kind) & (rows["role"] == "child") & (rows["sample_id"] == parent)]["tile_id"]
+        assert len(set(children)) == 4
+        assert set(children) <= set(own)
+        drawn.setdefault((kind, place), set()).add(tuple(children))
+    assert any(len(draws) > 1 for draws in drawn.values())
+
+
+def test_both_methods_draw_the_same_tiles_and_dinov2_crops_one_of_them(results):
+    mad, dino, every = (
+        training_set(results, **c) for c in ({}, {"method": "dinov2"}, {"method": "dinov2", "pair_tiles": "all"})
+    )
+    for n in range(40):
+        tiles = mad[n][0].tiles
+        assert tuple(view.tiles[0] for view in every[n]) == tiles
+        assert len(dino[n]) == 1
+        assert dino[n][0].tiles[0] in tiles
+
+
+def test_dinov2_sees_the_magnifications_in_mads_proportion(results):
+    data = training_set(results, method="dinov2", mix={"10x-40x": 1}, steps=100)
+    levels = [data[n][0].tiles[0].split("_")[1] for n in range(400)]
+    assert levels.count("L1") / 400 == pytest.approx(2 / 6, abs=0.06)  # 2 of mad's 6 views are of the parent
+
+
+@pytest.mark.parametrize("mode", ["alternate", "within"])
+def test_batches_do_not_depend_on_processes_or_loaders(results, mode):
+    data = training_set(results, mix_mode=mode, steps=6)
+    whole = list(batches(data, start=0, rank=0, world=1, workers=0))
+    loaded = list(batches(data, start=0, rank=0, world=1, workers=2))
+    halves = [list(batches(data, start=0, rank=rank, world=2, workers=0)) for rank in (0, 1)]
+    resumed = list(batches(data, start=4, rank=0, world=1, workers=0))
+    for step, batch in enumerate(whole):
+        assert all(torch.equal(a, b) for a, b in zip(tensors(batch), tensors(loaded[step]), strict=True))
+        parts = {group.kind: [] for group in batch.groups}
+        for rank in (0, 1):
+            for group in halves[rank][step].groups:
+                parts[group.kind].append(group.teacher)
+        for group in batch.groups:
+            assert torch.equal(torch.cat(parts[group.kind]), group.teacher)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(whole[4]), tensors(resumed[0]), strict=True))
+    assert any(len(batch.groups) > 1 for batch in whole) == (mode == "within")
+
+
+def test_another_seed_is_another_order_with_other_views(results):
+    first, same, other = training_set(results, seed=5), training_set(results, seed=5), training_set(results, seed=6)
+    assert [first.order[n] for n in range(40)] == [same.order[n] for n in range(40)]
+    assert [first.order[n] for n in range(40)] != [other.order[n] for n in range(40)]
+    np.testing.assert_array_equal(first[7][0].teacher, same[7][0].teacher)
+
+
+@pytest.mark.parametrize("mode", ["alternate", "within"])
+def test_order_keeps_the_weights_and_covers_each_kind_before_repeating(mode):
+    counts, weights = {"a": 30, "b": 7}, {"a": 3.0, "b": 1.0}
+    order = SampleOrder(counts, weights, batch=8, steps=100, mode=mode, seed=1)
+    drawn = [order[n] for n in range(800)]
+    share = sum(kind == "a" for kind, _ in drawn) / 800
+    assert share == pytest.approx(0.75, abs=0.02)
+    for kind, count in counts.items():
+        places = [place for name, place in drawn if name == kind]
+        for epoch in range(len(places) // count):
+            assert sorted(places[epoch * count : (epoch + 1) * count]) == list(range(count))
+    if mode == "alternate":
+        assert all(len({kind for kind, _ in drawn[s * 8 : s * 8 + 8]}) == 1 for s in range(100))
+
+
+def test_mixing_weights():
+    counts = {"10x-40x": 30, "standalone": 10}
+    assert mixing_weights(counts, {}) == {"10x-40x": 30.0, "standalone": 10.0}
+    assert mixing_weights(counts, {"10x-40x": 2}) == {"10x-40x": 2.0}
+    with pytest.raises(MadError, match=r"2\.5x-10x"):
+        mixing_weights(counts, {"2.5x-10x": 1})
+    with pytest.raises(MadError, match="no readable sample"):
+        mixing_weights({}, {})
+
+
+def test_reader_never_makes_up_pixels(results, tmp_path):
+    index = load_index(results / "shard", "train", 4)
+    with pytest.raises(MadError, match=index.rows["tile_id"][0]):
+        TileReader(index, fakes.TILE_PX + 1).read(0)
+    import shutil
+
+    shutil.copytree(results / "shard", tmp_path / "shard")
+    index = load_index(tmp_path / "shard", "train", 4)
+    (tmp_path / "shard" / index.rows["shard"][0]).write_bytes(b"")
+    with pytest.raises(MadError, match="no readable image"):
+        TileReader(index, fakes.TILE_PX).read(0)
+    (tmp_path / "shard" / index.rows["shard"][0]).unlink()
+    with pytest.raises(MadError, match="cut this slide's shards again"):
+        TileReader(index, fakes.TILE_PX).read(0)
+
+
+def test_no_tables_and_uneven_batches_are_errors(results, tmp_path):
+    with pytest.raises(MadError, match="mad shard"):
+        load_index(tmp_path, "train", 4)
+    with pytest.raises(MadError, match="multiple of 3"):
+        next(batches(training_set(results), start=0, rank=0, world=3, workers=0))

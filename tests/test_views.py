@@ -1,0 +1,113 @@
+"""Views: parents are never cropped or rescaled, children keep their pixels, colours change as asked."""
+
+import numpy as np
+import pytest
+
+from mad.config.training import PhotometricConfig, ViewsConfig
+from mad.training import views
+
+NONE = PhotometricConfig(jitter=0, grayscale=0, blur=(0, 0, 0), solarize=0)
+
+
+def image(seed=0, side=24):
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def pixels(array):
+    """The multiset of an image's pixels."""
+    return np.sort(array.reshape(-1, 3).astype(np.int64) @ [65536, 256, 1])
+
+
+def test_pair_views_hold_every_pixel_of_parent_and_children_once():
+    parent, children = image(0), [image(seed) for seed in (1, 2, 3, 4)]
+    for seed in range(20):
+        made = views.pair_views(parent, children, NONE, np.random.default_rng(seed), ("p", "a", "b", "c", "d"))
+        assert made.teacher.shape == (2, 24, 24, 3)
+        assert made.student.shape == (4, 24, 24, 3)
+        assert made.local.size == 0
+        for view in made.teacher:
+            np.testing.assert_array_equal(pixels(view), pixels(parent))
+        for view, child in zip(made.student, children, strict=True):
+            np.testing.assert_array_equal(pixels(view), pixels(child))
+
+
+def test_dihedral_reaches_all_eight_and_keeps_neighbours():
+    source = image(5, 4)
+    seen = {views.dihedral(source, np.random.default_rng(seed)).tobytes() for seed in range(200)}
+    expected = {
+        np.ascontiguousarray(np.rot90(flip, turn)).tobytes() for flip in (source, source[:, ::-1]) for turn in range(4)
+    }
+    assert seen == expected
+
+
+def test_views_are_a_function_of_the_generator_alone():
+    first, second = (
+        views.pair_views(image(0), [image(1)] * 4, PhotometricConfig(), np.random.default_rng(seed), ())
+        for seed in (7, 7)
+    )
+    np.testing.assert_array_equal(first.teacher, second.teacher)
+    np.testing.assert_array_equal(first.student, second.student)
+    other = views.pair_views(image(0), [image(1)] * 4, PhotometricConfig(), np.random.default_rng(8), ())
+    assert not np.array_equal(first.teacher, other.teacher)
+    assert not np.array_equal(first.student[0], first.student[1])  # each child is augmented on its own
+
+
+def test_multicrop_counts_and_sizes():
+    made = views.multicrop_views(image(side=64), ViewsConfig(), 24, PhotometricConfig(), np.random.default_rng(0), "t")
+    assert made.teacher.shape == (2, 64, 64, 3)
+    assert made.student is None
+    assert made.local.shape == (8, 24, 24, 3)
+    none = ViewsConfig(local_crops=0)
+    assert views.multicrop_views(image(), none, 8, NONE, np.random.default_rng(0), "t").local.size == 0
+
+
+@pytest.mark.parametrize("scale", [(0.32, 1.0), (0.05, 0.32)])
+def test_crops_cover_the_share_of_the_area_that_they_say(scale):
+    ramp = np.zeros((100, 100, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(100), np.arange(100)[:, None]
+    for seed in range(100):
+        cut = views.crop(ramp, scale, 100, np.random.default_rng(seed)).astype(int)
+        share = np.ptp(cut[..., 0]) * np.ptp(cut[..., 1]) / 99**2
+        assert scale[0] * 0.8 - 0.01 < share < scale[1] * 1.1 + 0.01
+
+
+def test_colour_matrix_equals_the_steps_one_after_the_other():
+    source = image(3)
+    rng = np.random.default_rng(11)
+    config = PhotometricConfig(jitter=0.5, jitter_share=1, grayscale=0, blur=(0, 0, 0), solarize=0)
+    matrix = views.colour_matrix(source, config, np.random.default_rng(11))
+    rng.random()
+    brightness, contrast, saturation = rng.uniform(
+        1 - 0.5 * np.array([0.4, 0.4, 0.2]), 1 + 0.5 * np.array([0.4, 0.4, 0.2])
+    )
+    angle = 2 * np.pi * rng.uniform(-0.1, 0.1) * 0.5
+    x = source.astype(np.float64) * brightness
+    x = contrast * x + (1 - contrast) * (x @ views.LUMA).mean()
+    x = saturation * x + (1 - saturation) * (x @ views.LUMA)[..., None]
+    yiq = x @ views.RGB_TO_YIQ.T
+    i, q = yiq[..., 1].copy(), yiq[..., 2].copy()
+    yiq[..., 1], yiq[..., 2] = np.cos(angle) * i - np.sin(angle) * q, np.sin(angle) * i + np.cos(angle) * q
+    expected = yiq @ views.YIQ_TO_RGB.T
+    np.testing.assert_allclose(source @ matrix[:, :3].T + matrix[:, 3], expected, atol=1e-6)
+
+
+def test_grayscale_blur_and_solarisation():
+    rng = np.random.default_rng(0)
+    grey = views.photometric(image(), NONE.model_copy(update={"grayscale": 1.0}), rng, views.LOCAL)
+    assert np.ptp(grey.astype(int), axis=-1).max() == 0
+    blurred = views.photometric(
+        image(side=224), NONE.model_copy(update={"blur": (1.0, 0, 0)}), np.random.default_rng(5), 0
+    )
+    assert blurred.std() < image(side=224).std()
+    solar = NONE.model_copy(update={"solarize": 1.0})
+    assert views.photometric(image(), solar, rng, views.OTHER_GLOBAL).max() <= 127
+    np.testing.assert_array_equal(views.photometric(image(), solar, rng, views.LOCAL), image())
+
+
+def test_normalise_uses_the_models_own_mean_and_std():
+    import torch
+
+    source = image(1, 8)
+    made = views.normalise(torch.from_numpy(source[None]), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    expected = (source / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
+    np.testing.assert_allclose(made[0].numpy(), expected.transpose(2, 0, 1), atol=1e-6)

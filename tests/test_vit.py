@@ -1,0 +1,103 @@
+"""Backbones: creation, pooling, errors, and the export that timm alone loads again."""
+
+import fakes
+import numpy as np
+import pytest
+import timm
+import torch
+
+from mad.config.training import BackboneConfig
+from mad.files import MadError, read_json, sha256_file
+from mad.models.export import export_encoder, export_untrained, load_exported, load_weights, read_provenance
+from mad.models.vit import build_backbone, embedding_dim, initial_backbone, local_crop_px
+
+VIT = BackboneConfig(model="vit_tiny_patch16_224", args={"depth": 1, "embed_dim": 24, "patch_size": 8, "reg_tokens": 2})
+HYBRID = BackboneConfig(
+    model="vit_tiny_r_s16_p8_224", args={"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 4}, pooling="avg"
+)
+CONVNET = BackboneConfig(model="test_convnext2", pooling="avg")
+PLAIN = {"image_px": 32, "card": "card", "provenance": {"recipe_digest": "r"}}
+
+
+@pytest.mark.parametrize("config", [VIT, VIT.model_copy(update={"pooling": "avg"}), HYBRID, CONVNET])
+def test_export_gives_equal_outputs_through_timm_alone(tmp_path, config):
+    torch.manual_seed(0)
+    model = build_backbone(config, 32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)  # away from any init that a fresh model shares
+    sha256 = export_encoder(model, tmp_path / "encoder", **PLAIN)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True).eval()
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+        assert model(images).shape == (3, embedding_dim(model))
+    assert sha256 == sha256_file(tmp_path / "encoder" / "model.safetensors")
+    settings = read_json(tmp_path / "encoder" / "config.json")
+    assert settings["architecture"] == config.model
+    assert settings["num_features"] == model.num_features
+    assert settings["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    assert {"mean", "std"} <= set(settings["pretrained_cfg"])
+
+
+def test_export_is_the_same_bytes_again_and_knows_its_weights(tmp_path):
+    model = build_backbone(VIT, 32)
+    first, second = (export_encoder(model, tmp_path / name, **PLAIN) for name in ("a", "b"))
+    assert first == second
+    assert read_provenance(tmp_path / "a") == {"recipe_digest": "r", "weights_sha256": first}
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"cut short")
+    assert read_provenance(tmp_path / "a") is None
+    assert read_provenance(tmp_path / "nothing") is None
+
+
+def test_vits_take_local_crops_of_another_size():
+    model = build_backbone(VIT, 32).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 16, 16)).shape == (2, 24)
+
+
+@pytest.mark.parametrize(("patch", "image_px", "expected"), [(14, 224, 98), (16, 224, 96), (16, 112, 48), (8, 32, 16)])
+def test_local_crops_are_whole_patches(patch, image_px, expected):
+    config = VIT.model_copy(update={"args": {"depth": 1, "embed_dim": 12, "patch_size": patch}})
+    assert local_crop_px(build_backbone(config, image_px), image_px) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "vit_tinny_patch16_224"}, "vit_tiny_patch16"),
+        ({"args": {"depht": 3}}, "depht"),
+        ({"args": {"patch_size": 8, "embed_dim": 25}}, "backbone"),
+        ({"model": "test_convnext2", "args": {}}, "global_pool"),
+    ],
+)
+def test_a_wrong_backbone_is_explained(changes, words):
+    with pytest.raises(MadError, match=words):
+        build_backbone(VIT.model_copy(update=changes), 32)
+
+
+def test_weights_load_strictly(tmp_path):
+    model = build_backbone(VIT, 32)
+    export_encoder(model, tmp_path, **PLAIN)
+    torch.manual_seed(9)
+    other = build_backbone(VIT, 32)
+    load_weights(other, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    deeper = VIT.model_copy(update={"args": {**VIT.args, "depth": 2}})
+    with pytest.raises(MadError, match="does not fit"):
+        load_weights(build_backbone(deeper, 32), tmp_path)
+    with pytest.raises(MadError, match="train the run"):
+        load_weights(other, tmp_path / "nowhere")
+
+
+def test_untrained_export_is_the_start_of_the_run(tmp_path):
+    config = fakes.tiny_config(tmp_path)
+    export_untrained(config, "tiny", tmp_path / "random")
+    from mad.training.loop import build_networks
+
+    student, _ = build_networks(config.run("tiny"), fakes.TILE_PX, config.seed)
+    images = torch.randn(2, 3, fakes.TILE_PX, fakes.TILE_PX)
+    with torch.no_grad():
+        expected = student.backbone.eval()(images)
+        np.testing.assert_array_equal(load_exported(tmp_path / "random")(images), expected)
+        np.testing.assert_array_equal(initial_backbone(config, "tiny").eval()(images), expected)

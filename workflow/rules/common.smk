@@ -1,0 +1,63 @@
+"""The configuration, checked, and the names of files. Nothing heavy is imported here: every cluster job parses it again."""
+
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+from mad.config import parse_config
+from mad.config.recipe import freeze_recipe
+from mad.files import MadError, digest, write_json_if_changed
+from mad.slides.sheet import cohort_rows
+
+# Rules call `python`: the one that runs Snakemake, unless a rule's own environment comes first.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+try:
+    CFG = parse_config(config, source="config.yaml or a --configfile")
+    validate(config, "../schemas/config.schema.json")
+    SLIDES = {row.slide_id: row for row in cohort_rows(CFG)}
+except MadError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = CFG.results
+CONFIG = f"{RESULTS}/config.json"
+RUNS = {run.name: run for run in CFG.runs}
+ENCODERS = {encoder.name: encoder for encoder in CFG.encoders}
+PROTOCOLS = ["classification", "clustering", "consistency", "transfer", "segmentation"]
+
+# What the commands read. Rules name what they depend on as parameters, so that a change reruns just what it concerns.
+write_json_if_changed(CONFIG, CFG.model_dump(mode="json"))
+for name in RUNS:
+    write_json_if_changed(f"{RESULTS}/train/{name}/recipe.json", freeze_recipe(CFG, name))
+
+
+wildcard_constraints:
+    slide="[A-Za-z0-9][A-Za-z0-9_-]*",
+    run="[A-Za-z0-9][A-Za-z0-9_-]*",
+    encoder="[A-Za-z0-9][A-Za-z0-9_-]*",
+
+
+def results(pattern, **wildcards):
+    """Paths under the results folder, one per combination of wildcards."""
+    return expand(f"{RESULTS}/{pattern}", **wildcards)
+
+
+def section(name, **kwargs):
+    """A section of the configuration as a parameter."""
+    return digest(getattr(CFG, name).model_dump(mode="json", **kwargs))
+
+
+def slide_file(wildcards):
+    """The slide, where it is there: a missing one is the tile job's to report, not the end of the cohort."""
+    path = SLIDES[wildcards.slide].path
+    return [path] if CFG.cohort.sheet is None or Path(path).exists() else []
+
+
+def annotation_file(wildcards):
+    """The annotation, if the sheet names one and it is there."""
+    path = SLIDES[wildcards.slide].annotation
+    return [path] if path and (CFG.cohort.sheet is None or Path(path).exists()) else []

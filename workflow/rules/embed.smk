@@ -1,0 +1,34 @@
+def encoder_inputs(wildcards):
+    """The encoder's own file, if a run makes it."""
+    kind, _, target = ENCODERS[wildcards.encoder].spec.partition(":")
+    made = {"run": "summary.json", "random": "recipe.json"}
+    return [f"{RESULTS}/train/{target}/{made[kind]}"] if kind in made else []
+
+
+# Only the audit is declared: embeddings of slides that did not change survive a rerun.
+rule embed_encoder:
+    input:
+        encoder=encoder_inputs,
+        cohort=f"{RESULTS}/cohort/slides.parquet",
+        tiles=results("tile/{slide}.parquet", slide=SLIDES),
+        shards=results("shard/{slide}.parquet", slide=SLIDES),
+    output:
+        f"{RESULTS}/embed/{{encoder}}/audit.json",
+    params:
+        entry=lambda wildcards: digest(ENCODERS[wildcards.encoder].model_dump(mode="json")),
+        maps=digest(CFG.evaluate.model_dump(mode="json", include={"segmentation_slides", "segmentation_num_slides", "segmentation_magnifications"})),
+    log:
+        f"{RESULTS}/logs/embed/{{encoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/embed/{{encoder}}.tsv"
+    threads: 2
+    conda:
+        "../../envs/mad.yaml"
+    shell:
+        "OMP_NUM_THREADS={threads} python -m mad embed --encoder {wildcards.encoder} --config {CONFIG} >> {log} 2>&1"
+
+
+rule embed:
+    localrule: True
+    input:
+        results("embed/{encoder}/audit.json", encoder=ENCODERS),
