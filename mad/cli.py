@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mad.config import Config, load_config
+from mad.config import Config, json_schema, load_config
 from mad.files import MadError, to_json, write_json
 
 app = typer.Typer(
@@ -160,7 +160,7 @@ def config_check(config: ConfigFile = DEFAULT) -> None:
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema that the workflow validates against (workflow/schemas/config.schema.json)."""
-    typer.echo(to_json(Config.model_json_schema()), nl=False)
+    typer.echo(to_json(json_schema()), nl=False)
 
 
 @tiles_app.command("show")

@@ -45,6 +45,7 @@ def fake_results(
     split_by: str = "patient",
     finest: int = 2,
     seed: int = 0,
+    noise: float = 0.5,
     slide_path: str = "missing.tif",
 ) -> None:
     """Write cohort/, tile/, shard/ and embed/ for slides S00, S01, …
@@ -60,7 +61,8 @@ def fake_results(
         splits: slide id -> split.
         split_by: as in the cohort.
         finest: ladder level of the finest magnification.
-        seed: of the noise.
+        seed: of the embeddings.
+        noise: standard deviation of the noise of an embedding.
         slide_path: path column of the cohort.
     """
     generator = np.random.default_rng(seed)
@@ -82,7 +84,7 @@ def fake_results(
         place = {name: generator.normal(size=dim) for name in sorted(set(_neighbourhood(t) for t in tiles["tile_id"]))}
         code = np.array([_column_class(x, columns) for x in tiles["x"] + tiles["side"] / 2])
         base = class_means[code] + np.stack([place[_neighbourhood(t)] for t in tiles["tile_id"]])
-        base += 0.5 * generator.normal(size=base.shape)
+        base += noise * generator.normal(size=base.shape)
         level = tiles["tile_id"].str.extract(r"_L(\d)")[0].astype(int).to_numpy()
         for encoder, shift in encoders.items():
             features = (base + shift * 4 * shifts[level]).astype(np.float32)

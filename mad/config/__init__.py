@@ -13,7 +13,12 @@ from mad.config.base import Section
 from mad.config.model import Config
 from mad.files import MadError, Pathlike
 
-__all__ = ["Config", "load_config", "parse_config"]
+__all__ = ["Config", "json_schema", "load_config", "parse_config"]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration, generated from the models."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
 def load_config(path: Pathlike) -> Config:

@@ -36,6 +36,9 @@ class HeadConfig(Section):
     """Dimension of the normalised output that is compared with the prototypes."""
     prototypes: int = Field(65536, ge=2)
     """Number of prototypes K."""
+    standardise: bool = False
+    """Initialise the MLP on training tiles so that its activations start with mean 0 and variance 1: for short runs from
+    random weights, whose embeddings are nearly parallel."""
 
 
 class ViewsConfig(Section):

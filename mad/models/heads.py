@@ -34,6 +34,22 @@ class DinoHead(nn.Module):
         with torch.autocast(device_type=z.device.type, enabled=False):
             return F.linear(F.normalize(z.float(), dim=-1), F.normalize(self.prototypes.float(), dim=-1))
 
+    @torch.no_grad()
+    def standardise(self, embeddings: Tensor) -> None:
+        """Rescale each linear layer so that its outputs have mean 0 and variance 1 on `embeddings` [N, D].
+
+        Data-dependent initialisation (Krähenbühl et al. 2016, arXiv 1511.06856). The embeddings of an untrained backbone
+        are nearly parallel; without this step so are all scores, targets are uniform, and short runs never leave ln K.
+        """
+        x = embeddings.float()
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                y = layer(x)
+                scale = y.std(dim=0).clamp_min(1e-6)
+                layer.bias.sub_(y.mean(dim=0)).div_(scale)
+                layer.weight.div_(scale[:, None])
+            x = layer(x)
+
 
 class Network(nn.Module):
     """Backbone and head; the teacher is the moving average of the student's."""

@@ -41,9 +41,9 @@ def write_overlay(
         raster: class per cell (any multiple of the thumbnail's size), tinted in the class colours, with a legend.
         grid: its coarsest tiles are drawn as lines.
     """
-    factor = min(1.0, MAX_SIDE / max(overview.shape[:2]))
+    factor = min(3.0, MAX_SIDE / max(overview.shape[:2]))
     size = (max(1, round(overview.shape[1] * factor)), max(1, round(overview.shape[0] * factor)))
-    image = cv2.resize(overview, size, interpolation=cv2.INTER_AREA)
+    image = cv2.resize(overview, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
     legend: list[tuple[str, tuple[int, int, int]]] = []
     if raster is not None and label is not None:
         small = cv2.resize(raster, size, interpolation=cv2.INTER_NEAREST)

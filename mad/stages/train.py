@@ -29,13 +29,14 @@ from mad.progress import log
 from mad.training import checkpoint, ranks
 from mad.training.curves import draw_curves
 from mad.training.data import TrainingSet
-from mad.training.health import choose_health_set, collapse_warnings
+from mad.training.health import HealthSet, choose_health_set, collapse_warnings, forward
 from mad.training.index import load_index
 from mad.training.loop import Interrupted, Run, build_networks, build_optimiser, choose_dtype, train
 from mad.training.objective import Numerics, loss_names
 
 EXIT_RETRY = 75
 OWNED = ("encoder", "checkpoints", "metrics.jsonl", "curves.png", "summary.json", "identity.json")
+STANDARDISE_SAMPLES = 64  # pairs
 FINAL_SHARE = 0.1  # of the steps, over which the final loss is averaged
 
 
@@ -85,6 +86,7 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
             load_weights(backbone, source)
 
     student, teacher = build_networks(entry, tile_px, seed, load)
+    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(entry.precision, device))
     provenance = read_provenance(folder / "encoder")
     state = Run(student.to(device), teacher.to(device), build_optimiser(student, entry), identity)
     saved = checkpoint.load_latest(folder / "checkpoints", identity)
@@ -95,11 +97,12 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
             log(f"{entry.name}: finished before, only its summary is written again")
             _summarise(folder, entry, recipe, identity, provenance)
         return
+    elif entry.head.standardise:
+        standardise_head(state, choose_health_set({"train": index}, tile_px, STANDARDISE_SAMPLES), numerics)
     records = trim_metrics(folder / "metrics.jsonl", state.step) if ranks.rank() == 0 else []
     ranks.barrier()
     data = TrainingSet(index, entry, tile_px, entry.views.local_px or local_crop_px(student.backbone, tile_px), seed)
     health = choose_health_set({"val": splits["val"], "train": index}, tile_px, entry.runtime.health_samples)
-    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(entry.precision, device))
     if ranks.rank() == 0:
         _announce(data, state, numerics, len(records))
     train(state, data, health, numerics, folder)
@@ -114,6 +117,13 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
         }  # fmt: skip
         export_encoder(teacher.backbone, folder / "encoder", image_px=tile_px, card=card, provenance=provenance)
         _summarise(folder, entry, recipe, identity, read_provenance(folder / "encoder") or {})
+
+
+def standardise_head(state: Run, data: HealthSet, numerics: Numerics) -> None:
+    """Data-dependent initialisation of the head on unaugmented tiles, the same for every method; the teacher follows."""
+    embeddings, _ = forward(state.teacher, data, numerics)
+    state.student.head.standardise(embeddings.to(numerics.device))
+    state.teacher.load_state_dict(state.student.state_dict())
 
 
 def _announce(data: TrainingSet, state: Run, numerics: Numerics, known: int) -> None:

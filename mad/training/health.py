@@ -72,8 +72,8 @@ def check_health(
     - `pair_cosine_gap`: mean cosine of parent and own child minus that of parent and another parent's child.
     - `retrieval_at_1`: share of parents whose nearest child is their own.
     """
-    features, scores = _forward(teacher, data, numerics)
-    _, student_scores = _forward(student, data, numerics)
+    features, scores = forward(teacher, data, numerics)
+    _, student_scores = forward(student, data, numerics)
     prototypes = scores.shape[1]
     count = len(features)
     ln_k = math.log(prototypes)
@@ -95,7 +95,7 @@ def check_health(
     }
 
 
-def _forward(network: Network, data: HealthSet, numerics: Numerics) -> tuple[Tensor, Tensor]:
+def forward(network: Network, data: HealthSet, numerics: Numerics) -> tuple[Tensor, Tensor]:
     """Embeddings [2 N, D] and scores [2 N, K] in evaluation mode, parents first, fp32 on the CPU."""
     training = network.training
     network.eval()

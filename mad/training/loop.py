@@ -122,14 +122,15 @@ def check_finite(value: Tensor, what: str, step: int, tiles: list[str]) -> float
     Raises:
         MadError: it is NaN or infinite on any process; names the step and this process's tiles.
     """
-    bad = ranks.all_max((~torch.isfinite(value.detach())).float())
+    value = value.detach()
+    bad = ranks.all_max((~torch.isfinite(value)).float())
     if bad:
         shown = ", ".join(tiles[:20]) + (f" and {len(tiles) - 20} more" if len(tiles) > 20 else "")
         raise MadError(
             f"train: {what} is {float(value)} at step {step}, before the weights were changed; tiles: {shown}. Lower lr, or "
             f"set precision: fp32, and run again: training resumes from the last checkpoint"
         )
-    return float(value.detach())
+    return float(value)
 
 
 def optimise(model: nn.Module, state: Run, loss: Tensor, run: RunConfig, tiles: list[str]) -> float:
@@ -195,12 +196,13 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
                 lr = set_schedules(state.optimiser, run, state.step)
                 temp = linear(state.step, run.teacher_temp_warmup, run.teacher_temp_start, run.teacher_temp)
                 loss = step_loss(model, state.teacher, batch, run, numerics, temp)
-                value = check_finite(loss.total, "the loss", state.step, batch.tiles)
+                check_finite(loss.total, "the loss", state.step, batch.tiles)
                 grad_norm = optimise(model, state, loss.total, run, batch.tiles)
-                dino = float(ranks.all_sum(loss.dino.detach())) / world
+                shares = torch.stack([loss.total, loss.dino, loss.koleo]).detach()
+                value, dino, koleo = (ranks.all_sum(shares) / world).tolist()
                 now = time.monotonic()
                 record: dict[str, Any] = {"step": state.step, "loss": value, "dino": dino, "dino_of_ln_k": dino / ln_k}
-                record |= {"koleo": float(loss.koleo.detach()), "lr": lr, "grad_norm": grad_norm}
+                record |= {"koleo": koleo, "lr": lr, "grad_norm": grad_norm}
                 record |= {"kinds": "+".join(group.kind for group in batch.groups), "data_wait_s": loaded - begin}
                 record["images_per_s"] = num_views(batch) * world / (now - begin)
                 state.step += 1

@@ -13,13 +13,13 @@ PATCH_PERIOD_UM = 64.0
 BANK_UM = 864
 """Side of the periodic textures: no multiple of a tile, so that no two tiles bear the same piece of one."""
 # per class (meninges, superficial, gray, white): the period runs from the first to the second with the latent, as do the others
-PERIOD_RANGE = ((26.0, 50.0), (13.0, 21.0), (26.0, 50.0), (13.0, 21.0))
+PERIOD_RANGE = ((27.0, 48.0), (13.5, 21.0), (27.0, 48.0), (13.5, 21.0))
 ORDER_RANGE = ((0.4, 1.0), (0.0, 0.4), (0.0, 0.4), (0.4, 1.0))
 TANGENTIAL = (1.0, 1.0, 0.0, 0.0)
 """1: fibres run along the surface, 0: across the layers."""
 VESSELS_PER_MM2 = (60.0, 35.0, 90.0, 50.0)
-LOCAL_UM = 40.0
-"""Reach of the local normalisation, about half a 10x tile of the demo."""
+MEAN_UM, SPREAD_UM = 24.0, 40.0
+"""Reach of the local normalisation of mean and of deviation: within a 10x tile of the demo, whose side is 112 um."""
 CLIP = 2.5
 
 
@@ -61,7 +61,7 @@ def draw_architecture(layout: Layout, rng: np.random.Generator) -> Map:
     weave = sum(bent(band_pass(rng, BANK_UM, 22.0, angle)) for angle in (np.pi / 4, 3 * np.pi / 4)) / np.sqrt(2)
     texture = (texture * (1 - band) + weave * band) / np.sqrt((1 - band) ** 2 + band**2)
     _draw_vessels(texture, layout, rng)
-    return np.clip(standardise_locally(texture, layout.tissue, LOCAL_UM / CELL_UM, 0.1), -CLIP, CLIP)
+    return np.clip(standardise_locally(texture, layout.tissue, MEAN_UM / CELL_UM, SPREAD_UM / CELL_UM, 0.1), -CLIP, CLIP)
 
 
 def _draw_vessels(texture: Map, layout: Layout, rng: np.random.Generator) -> None:

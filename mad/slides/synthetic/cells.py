@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mad.slides.synthetic.fields import Map, band_pass, blend_weights, resize, standardise_locally, without_area_mean
-from mad.slides.synthetic.architecture import LOCAL_UM, TANGENTIAL, directions, span
+from mad.slides.synthetic.architecture import MEAN_UM, SPREAD_UM, TANGENTIAL, directions, span
 from mad.slides.synthetic.layout import CELL_PX, CELL_UM, GLASS, MPP, Layout
 
 FIBRIL_PERIODS_PX = (3.4, 5.5, 8.9)
 FIBRIL_BANK_PX = 864
-FIBRIL_PERIOD_RANGE = ((5.6, 8.9), (3.4, 5.0), (4.2, 6.4), (4.2, 6.4))
+FIBRIL_PERIOD_RANGE = ((4.3, 6.2), (4.3, 6.2), (3.4, 4.7), (6.2, 8.9))
 FIBRIL_ORDER_RANGE = ((0.5, 1.0), (0.0, 0.45), (0.0, 0.45), (0.5, 1.0))
 INK = 150
 """Grey value of a plain nucleus in the drawing."""
@@ -129,8 +129,8 @@ def normalise_nuclei(nuclei: NDArray[np.uint8], layout: Layout) -> tuple[Map, Ch
     """The fine part of the nuclei [height, width], and their coarse part with the gain that levels the fine one."""
     height, width = nuclei.shape
     average = np.asarray(cv2.resize(nuclei, (width // 4, height // 4), interpolation=cv2.INTER_AREA), np.float32) / INK
-    sigma = LOCAL_UM / CELL_UM
-    coarse = np.clip(standardise_locally(average, layout.tissue, sigma, 0.06), -1.5, 5)
+    sigma = SPREAD_UM / CELL_UM
+    coarse = np.clip(standardise_locally(average, layout.tissue, MEAN_UM / CELL_UM, sigma, 0.06), -1.5, 5)
     fine = nuclei.astype(np.float32) / INK - resize(average, nuclei.shape)
     energy = resize(fine**2, layout.classes.shape) * layout.tissue
     weight = cv2.GaussianBlur(layout.tissue, (0, 0), sigma) + 1e-3

@@ -61,6 +61,7 @@ def check_cohort(config: SyntheticConfig, out_dir: Pathlike) -> dict[str, Any]:
         "tiles_per_class": _tile_counts(slides),
         "colour_f1": _class_reading(groups, "colour"),
         "texture_f1": _class_reading(groups, "texture"),
+        "texture_transfer_f1": _transfer_reading(groups),
         "colour_retrieval": _colour_retrieval(groups),
         "latent_reading": _latent_reading(groups),
     }
@@ -117,6 +118,23 @@ def _class_reading(groups: dict[str, list[SlideTiles]], feature: str) -> dict[st
                 max(float(f1_score(labels, model.predict(values), average="macro")) for model in models), 4
             )
     return scores
+
+
+def _transfer_reading(groups: dict[str, list[SlideTiles]]) -> dict[str, dict[str, float]]:
+    """Macro F1 at 40x of a probe on the texture at 10x, either magnification standardised on its own: for the record.
+
+    Near the ceiling the scales would be one and the same thing, near .25 they would share no cue.
+    """
+    result = {}
+    scaler = {scale: StandardScaler().fit(_stack(groups["fit"], scale, "texture")[0]) for scale in SCALES}
+    coarse, labels = _stack(groups["fit"], "10x", "texture")
+    model = LogisticRegression(class_weight="balanced", max_iter=500).fit(scaler["10x"].transform(coarse), labels)
+    for name, group in groups.items():
+        if name != "fit" and group:
+            fine, labels = _stack(group, "40x", "texture")
+            read = model.predict(scaler["40x"].transform(fine))
+            result[name] = {"10x_to_40x": round(float(f1_score(labels, read, average="macro")), 4)}
+    return result
 
 
 def _colour_retrieval(groups: dict[str, list[SlideTiles]]) -> dict[str, dict[str, float]]:

@@ -86,17 +86,18 @@ def resize(values: Map, shape: tuple[int, int]) -> Map:
     return np.asarray(cv2.resize(values, shape[::-1], interpolation=mode), np.float32)
 
 
-def standardise_locally(values: Map, mask: Map, sigma: float, floor: float) -> Map:
+def standardise_locally(values: Map, mask: Map, mean_sigma: float, spread_sigma: float, floor: float) -> Map:
     """`values` less their local mean, over their local standard deviation (never under `floor`), within `mask`.
 
-    Mean and deviation are weighted by a Gaussian of `sigma` pixels of the mask's own, coarser grid. [values.shape]
+    Both are weighted by Gaussians whose sigmas are in pixels of the mask's own, coarser grid. [values.shape]
     """
-    weight = cv2.GaussianBlur(mask, (0, 0), sigma) + 1e-3
     fine_mask = resize(mask, values.shape)
 
-    def local_mean(x: Map) -> Map:
+    def local_mean(x: Map, sigma: float) -> Map:
+        """[mask.shape]"""
+        weight = cv2.GaussianBlur(mask, (0, 0), sigma) + 1e-3
         return np.asarray(cv2.GaussianBlur(resize(x * fine_mask, mask.shape), (0, 0), sigma) / weight, np.float32)
 
-    centred = values - resize(local_mean(values), values.shape)
-    spread = np.sqrt(local_mean(centred**2) + floor**2)
+    centred = values - resize(local_mean(values, mean_sigma), values.shape)
+    spread = np.sqrt(local_mean(centred**2, spread_sigma) + floor**2)
     return np.asarray(centred / resize(spread, values.shape), np.float32)

@@ -66,7 +66,7 @@ def render(config: SyntheticConfig, slide_id: str, layout: Layout) -> NDArray[np
         rows = slice(top, min(top + STRIP_PX, nuclei.shape[0]))
         here = _Strip(rows, nuclei.shape[1])
         fibre = _blend(fibrils, here)
-        eosin = 1 + 0.28 * here.enlarge(architecture) + 0.46 * fibre
+        eosin = 1 + 0.27 * here.enlarge(architecture) + 0.48 * fibre
         _stain_plaques(eosin, layout, here)
         fine = fine_nuclei[rows] * here.enlarge(chromatin.gain)
         fine += (nuclei[rows] > 60) * here.tile(fibrils.chromatin) * here.enlarge(0.2 + 2.0 * grain)

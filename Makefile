@@ -1,0 +1,33 @@
+# Everything needs only python3 (3.11 or newer) and make; the environment is made here when it is missing.
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+BIN := .venv/bin
+
+.PHONY: demo test lint report help
+
+help:
+	@echo "make demo    the whole pipeline on the synthetic cohort: results/report"
+	@echo "make test    the tests"
+	@echo "make lint    ruff, mypy, import-linter, snakefmt, snakemake --lint"
+
+demo: .venv/installed
+	$(BIN)/snakemake --cores $(CORES)
+	$(BIN)/snakemake --cores 1 --report results/report/report.html
+	@echo "tables: results/report/tables  figures: results/report/figures  all of it: results/report/report.html"
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check mad tests benchmarks
+	$(BIN)/ruff format --check mad tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+# Constraints are the versions that were tested together; without a stamp a broken install is made again.
+.venv/installed: pyproject.toml envs/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint envs/constraints.txt --editable '.[dev]'
+	touch $@

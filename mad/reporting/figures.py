@@ -1,0 +1,225 @@
+"""Figures 3 and 4 of the MAD paper from the tables of coordinates and of painted tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from mad.files import Pathlike, atomic_path
+
+PALETTE = ["#7b5ea7", "#f2a541", "#1b9e77", "#d9486e", "#d9d9d9", "#4a90d9", "#a6761d", "#66a61e", "#e7298a", "#444444"]
+MARKERS = ["o", "s", "^", "D", "P", "v", "X", "*", "h", "<"]
+COARSE, FINE, LINE = "#2166ac", "#d6303a", "#b4b4b4"
+STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.linewidth": 0.6, "savefig.facecolor": "white"}
+
+
+def class_colours(classes: Sequence[str], chosen: dict[str, str]) -> dict[str, str]:
+    """Colour of every class: the configured one, else one of the palette."""
+    return {name: chosen.get(name, PALETTE[place % len(PALETTE)]) for place, name in enumerate(classes)}
+
+
+def figure3(
+    panels: Sequence[tuple[str, pd.DataFrame, Sequence[float]]],
+    *,
+    classes: Sequence[str],
+    transition: tuple[float, float],
+    path: Pathlike,
+) -> None:
+    """PCA of coarse (blue) and fine (red) embeddings, one panel per encoder, grey lines from parent to child.
+
+    Args:
+        panels: encoder, its table (tile_id parent_id role label x y), explained shares of the two components.
+        classes: give the markers; an unlabelled tile is a dot.
+        transition: coarse and fine magnification, for the legend.
+        path: PNG.
+    """
+    lines = max(1, -(-len(panels) // 4))
+    columns = max(1, -(-len(panels) // lines))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 3.35 * lines + 0.75), squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for number, (axis, (name, table, explained)) in enumerate(zip(axes.flat, panels, strict=False)):
+            _scatter(axis, table, classes)
+            axis.set_title(f"({chr(97 + number % 26)}) {name}", fontsize=10)
+            axis.set_xlabel(f"PC 1 ({100 * explained[0]:.0f} %)", labelpad=2)
+            axis.set_ylabel(f"PC 2 ({100 * explained[1]:.0f} %)", labelpad=2)
+        labels = [frame["label"].dropna() for _, frame, _ in panels]
+        present = [name for name in classes if any((column == name).any() for column in labels)]
+        marks: list[Any] = [
+            Line2D([], [], color=colour, marker="o", linestyle="", markersize=6, label=f"{magnification:g}x")
+            for colour, magnification in zip((COARSE, FINE), transition, strict=True)
+        ]
+        marks.append(Line2D([], [], color=LINE, linewidth=1, label="parent – child"))
+        marks += [
+            Line2D([], [], color="#444444", marker=_marker(name, classes), linestyle="", markersize=5.5, label=name) for name in present
+        ]
+        figure.tight_layout(rect=(0, 0.62 / figure.get_figheight(), 1, 1))
+        figure.legend(handles=marks, loc="lower center", ncol=min(len(marks), 4 if columns < 3 else 8), frameon=False, fontsize=8.5)
+        _save(figure, path)
+
+
+def figure4(
+    rows: Sequence[dict[str, Any]],
+    encoders: Sequence[str],
+    *,
+    colours: dict[str, str],
+    path: Pathlike,
+) -> None:
+    """Thumbnail, ground truth and one map per encoder; one row per slide and magnification.
+
+    Args:
+        rows: slide_id, magnification, mpp (level-0 um per pixel), thumbnail (RGB [h, w, 3] or None), extent (left, right,
+            bottom, top of the thumbnail in level-0 px), truth (tiles: x y side label) and maps (encoder -> tiles: x y side
+            predicted; one may lack), scores (encoder -> mean IoU or None).
+        encoders: columns in order.
+        colours: class -> colour.
+        path: PNG.
+    """
+    columns = 2 + len(encoders)
+    shapes = [_bounds(row) for row in rows]
+    aspect = float(np.mean([(bottom - top) / (right - left) for left, right, bottom, top in shapes])) if rows else 1.0
+    width = 2.5
+    height = min(max(width * aspect, 0.9), 5.0)
+    lines = max(len(rows), 1)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(width * columns + 0.5, (height + 0.28) * lines + 0.85), squeeze=False
+        )
+        for line, row in enumerate(rows):
+            left, right, bottom, top = shapes[line]
+            titles = ["Slide", "Ground truth", *encoders]
+            for place, axis in enumerate(axes[line]):
+                axis.set_xlim(left, right)
+                axis.set_ylim(bottom, top)
+                axis.set_aspect("equal")
+                axis.set_xticks([])
+                axis.set_yticks([])
+                for spine in axis.spines.values():
+                    spine.set_color("#999999")
+                if line == 0:
+                    axis.set_title(titles[place], fontsize=10, pad=5)
+            if row["thumbnail"] is None:
+                _say(axes[line][0], "slide cannot\nbe read")
+            else:
+                axes[line][0].imshow(row["thumbnail"], extent=row["extent"], interpolation="antialiased")
+            axes[line][0].set_ylabel(f"{row['slide_id']}\n{row['magnification']:g}x", fontsize=9.5)
+            _scale_bar(axes[line][0], (left, right, bottom, top), row["mpp"])
+            _paint(axes[line][1], row["truth"], "label", colours)
+            for axis, encoder in zip(axes[line][2:], encoders, strict=True):
+                tiles = row["maps"].get(encoder)
+                if tiles is None or not len(tiles):
+                    _say(axis, "absent")
+                    continue
+                _paint(axis, tiles, "predicted", colours)
+                score = row["scores"].get(encoder)
+                if score is not None:
+                    axis.set_xlabel(f"mIoU {score:.3f}", fontsize=8.5, labelpad=3)
+        figure.tight_layout(rect=(0, 0.42 / figure.get_figheight(), 1, 1), h_pad=0.6, w_pad=0.6)
+        patches = [Patch(facecolor=colour, edgecolor="#777777", linewidth=0.5, label=name) for name, colour in colours.items()]
+        patches.append(Patch(facecolor="white", edgecolor="#777777", linewidth=0.5, label="no label"))
+        figure.legend(handles=patches, loc="lower center", ncol=len(patches), frameon=False, fontsize=9)
+        _save(figure, path)
+
+
+def paint_raster(tiles: pd.DataFrame, column: str, colours: dict[str, str]) -> tuple[NDArray[np.float64], list[float]]:
+    """Tiles as an image of one pixel per tile.
+
+    Args:
+        tiles: x y side in level-0 px, all of one magnification, and `column` with class names or null.
+        column: to paint.
+        colours: class -> colour; what has none stays transparent.
+
+    Returns:
+        RGBA [rows, columns, 4] and its extent [left, right, bottom, top] in level-0 px.
+    """
+    side = float(tiles["side"].median())
+    left, top = float(tiles["x"].min()), float(tiles["y"].min())
+    place = ((tiles[["y", "x"]].to_numpy(float) - [top, left]) / side).round().astype(int)
+    image = np.zeros((*(place.max(axis=0) + 1), 4))
+    for name, colour in colours.items():
+        mine = place[(tiles[column] == name).to_numpy(bool)]
+        image[mine[:, 0], mine[:, 1]] = (*to_rgb(colour), 1.0)
+    return image, [left, left + image.shape[1] * side, top + image.shape[0] * side, top]
+
+
+def _scatter(axis: Any, table: pd.DataFrame, classes: Sequence[str]) -> None:
+    places = table.set_index("tile_id")[["x", "y"]]
+    children = table[table["role"] == "child"]
+    ends = np.stack([places.loc[children["parent_id"]].to_numpy(), children[["x", "y"]].to_numpy()], axis=1)
+    axis.add_collection(LineCollection(list(ends), colors=LINE, linewidths=0.35, alpha=0.3, zorder=1))
+    for role, colour, size, alpha, layer in (("child", FINE, 9, 0.42, 2), ("parent", COARSE, 20, 0.8, 3)):
+        mine = table[table["role"] == role]
+        for name in [*classes, None]:
+            points = mine[mine["label"].isna()] if name is None else mine[mine["label"] == name]
+            axis.scatter(
+                points["x"], points["y"], s=size, c=colour, alpha=alpha, marker=_marker(name, classes), zorder=layer,
+                linewidths=0.4 if role == "parent" else 0, edgecolors="white",
+            )  # fmt: skip
+    axis.autoscale_view()
+    axis.margins(0.06)
+    axis.tick_params(labelsize=7, length=2)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _marker(name: str | None, classes: Sequence[str]) -> str:
+    return "." if name is None else MARKERS[list(classes).index(name) % len(MARKERS)]
+
+
+def _bounds(row: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Left, right, bottom, top in level-0 px of what a row of Figure 4 shows."""
+    tiles = row["truth"]
+    left, top = float(tiles["x"].min()), float(tiles["y"].min())
+    right, bottom = float((tiles["x"] + tiles["side"]).max()), float((tiles["y"] + tiles["side"]).max())
+    if row["thumbnail"] is not None:
+        edge = row["extent"]
+        left, right, bottom, top = min(left, edge[0]), max(right, edge[1]), max(bottom, edge[2]), min(top, edge[3])
+    return left, right, bottom, top
+
+
+def _paint(axis: Any, tiles: pd.DataFrame, column: str, colours: dict[str, str]) -> None:
+    image, extent = paint_raster(tiles, column, colours)
+    limits = axis.get_xlim(), axis.get_ylim()
+    axis.imshow(image, extent=extent, interpolation="nearest")
+    axis.set_xlim(limits[0])
+    axis.set_ylim(limits[1])
+
+
+def _say(axis: Any, text: str) -> None:
+    axis.set_facecolor("#f4f4f4")
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color="#777777", fontsize=9)
+
+
+def _scale_bar(axis: Any, bounds: tuple[float, float, float, float], mpp: float) -> None:
+    """A bar of a round length, about a fifth of the width."""
+    left, right, bottom, top = bounds
+    wanted = (right - left) * mpp / 5
+    power = 10 ** np.floor(np.log10(wanted))
+    length_um = float(max(step for step in (1, 2, 5) if step * power <= wanted) * power)
+    x, y = left + 0.05 * (right - left), bottom - 0.08 * (bottom - top)
+    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    for width, colour in ((4.5, "white"), (2.5, "black")):
+        axis.plot([x, x + length_um / mpp], [y, y], color=colour, linewidth=width, solid_capstyle="butt", zorder=5)
+    axis.annotate(
+        text, (x + length_um / mpp / 2, y), xytext=(0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=7.5,
+        zorder=6, bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.8},
+    )  # fmt: skip
+
+
+def _save(figure: Any, path: Pathlike) -> None:
+    with atomic_path(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=200, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,197 @@
+"""Stage `report`: Tables 2-5, Figures 3 and 4, and tables on slides, trainings and time.
+
+Reads evaluate/*/, and for what no protocol measures shard/ and tile/ (Table 2, slides), train/*/summary.json (health) and
+benchmarks/ (time); opens the slides of Figure 4 for their thumbnails. Writes report/tables/*.{csv,md,tex}, report/figures/*.png.
+An encoder that was not evaluated is a row that says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mad.config import Config
+from mad.files import MadError, atomic_path, read_json, read_parquet
+from mad.progress import log
+from mad.reporting.tables import Reports
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mad.reporting.table import Table
+
+PROTOCOLS = ("classification", "clustering", "consistency", "transfer", "segmentation")
+THUMBNAIL_PX = 1400
+
+
+def run(config: Config) -> None:
+    """Write every table and figure.
+
+    Raises:
+        MadError: there is no cohort table.
+    """
+    from mad.reporting.qc import health_table, slide_table, time_table
+    from mad.reporting.tables import table2, table3, table4, table5
+
+    results = Path(config.results)
+    cohort = results / "cohort" / "slides.parquet"
+    if not cohort.exists():
+        raise MadError(f"{cohort}: no such file; run `mad cohort` first")
+    slides = read_parquet(cohort)
+    names = [str(name) for name in slides["slide_id"]]
+    tiles = _per_slide(results / "tile", names, ["tile_id", "label", "status"])
+    shards = _per_slide(results / "shard", names, ["tile_id", "kind", "role", "sample_id", "split", "status"])
+    encoders = [entry.name for entry in config.encoders]
+    reports = read_reports(results, encoders)
+    classes = list(config.label.classes)
+    tables = [
+        table2(
+            _labelled(shards, tiles), classes=classes, background=config.label.background, ladder=config.tile.magnifications,
+            split_by=str(slides["split_by"].iloc[0]) if "split_by" in slides and len(slides) else "patient",
+        ),
+        table3(encoders, reports, classes),
+        table4(encoders, reports),
+        table5(encoders, reports),
+        slide_table(slides, tiles, shards),
+        health_table([run.name for run in config.runs], _summaries(config)),
+        time_table(_benchmarks(results / "benchmarks")),
+    ]  # fmt: skip
+    for table in tables:
+        write_table(results / "report" / "tables", table)
+    _figure3(config, reports)
+    _figure4(config, slides, reports)
+    log(f"report: {len(tables)} tables and 2 figures in {results / 'report'}")
+
+
+def read_reports(results: Path, encoders: list[str]) -> Reports:
+    """The JSON of every encoder and protocol that there is."""
+    return {
+        encoder: {
+            protocol: read_json(path)
+            for protocol in PROTOCOLS
+            if (path := results / "evaluate" / encoder / f"{protocol}.json").exists()
+        }
+        for encoder in encoders
+    }
+
+
+def write_table(folder: Path, table: Table) -> None:
+    """A table as CSV (unrounded), Markdown and LaTeX."""
+    with atomic_path(folder / f"{table.name}.csv") as temporary:
+        table.frame().to_csv(temporary, index=False)
+    for suffix, text in (("md", table.markdown()), ("tex", table.latex())):
+        with atomic_path(folder / f"{table.name}.{suffix}") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _per_slide(folder: Path, slides: list[str], columns: list[str]) -> dict[str, pd.DataFrame]:
+    paths = {slide: folder / f"{slide}.parquet" for slide in slides}
+    return {slide: read_parquet(path, columns) for slide, path in paths.items() if path.exists()}
+
+
+def _labelled(shards: dict[str, pd.DataFrame], tiles: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Rows of all shard tables with each tile's label."""
+    import pandas as pd
+
+    parts = [shard.merge(tiles[slide][["tile_id", "label"]], on="tile_id", how="left") for slide, shard in shards.items()]
+    columns = ["tile_id", "kind", "role", "sample_id", "split", "status", "label"]
+    parts = [part for part in parts if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def _summaries(config: Config) -> dict[str, dict[str, Any]]:
+    paths = {entry.name: Path(config.results) / "train" / entry.name / "summary.json" for entry in config.runs}
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def _benchmarks(folder: Path) -> pd.DataFrame:
+    """Every line of Snakemake's benchmark files; the stage is the folder right under `benchmarks/` (or the file there)."""
+    import pandas as pd
+
+    parts = []
+    for path in sorted(folder.rglob("*.tsv")):
+        stage = path.relative_to(folder).parts[0].removesuffix(".tsv")
+        table = pd.read_csv(path, sep="\t", na_values=["-"])
+        if "s" in table:
+            wanted = [column for column in ("s", "cpu_time", "max_rss") if column in table]
+            parts.append(table[wanted].apply(pd.to_numeric, errors="coerce").assign(stage=stage))
+    if not parts:
+        return pd.DataFrame(columns=["stage", "s"])
+    jobs = pd.concat(parts, ignore_index=True)
+    order = {s: n for n, s in enumerate(("cohort", "tile", "sample", "shard", "train", "embed", "evaluate", "report"))}
+    return jobs.sort_values("stage", key=lambda stages: stages.map(lambda stage: order.get(stage, -1)), kind="stable")
+
+
+def _figure3(config: Config, reports: Reports) -> None:
+    from mad.reporting.figures import figure3
+
+    panels = []
+    for encoder, parts in reports.items():
+        path = Path(config.results) / "evaluate" / encoder / "pca.parquet"
+        if parts.get("consistency", {}).get("status") == "ok" and path.exists():
+            panels.append((encoder, read_parquet(path), parts["consistency"]["pca"]["explained"]))
+    target = Path(config.results) / "report" / "figures" / "figure3_pca.png"
+    figure3(panels, classes=config.label.classes, transition=config.evaluate.transition, path=target)
+
+
+def _figure4(config: Config, slides: pd.DataFrame, reports: Reports) -> None:
+    """One row per slide and magnification: thumbnail, truth, maps."""
+    from mad.reporting.figures import class_colours, figure4
+
+    folder = Path(config.results) / "evaluate"
+    painted = {
+        encoder: read_parquet(folder / encoder / "segmentation.parquet")
+        for encoder, parts in reports.items()
+        if parts.get("segmentation", {}).get("status") == "ok" and (folder / encoder / "segmentation.parquet").exists()
+    }
+    shown = list(dict.fromkeys(slide for table in painted.values() for slide in table["slide_id"]))
+    path_of = dict(zip(slides["slide_id"], slides["path"], strict=True))
+    rows = []
+    for slide in shown:
+        thumbnail, extent = _thumbnail(str(path_of[slide]))
+        for magnification in config.evaluate.segmentation_magnifications:
+            maps = {}
+            for encoder, table in painted.items():
+                mine = table[(table["slide_id"] == slide) & (table["magnification"] == magnification)]
+                if len(mine):
+                    maps[encoder] = mine
+            if not maps:
+                continue
+            truth = next(iter(maps.values()))
+            rows.append(
+                {
+                    "slide_id": slide,
+                    "magnification": magnification,
+                    "mpp": config.tile.tile_px * 10 / magnification / float(truth["side"].median()),
+                    "thumbnail": thumbnail,
+                    "extent": extent,
+                    "truth": truth,
+                    "maps": maps,
+                    "scores": {
+                        encoder: line["mean_iou"]
+                        for encoder in maps
+                        for line in reports[encoder]["segmentation"]["maps"]
+                        if line["slide_id"] == slide and line["magnification"] == magnification
+                    },
+                }
+            )
+    colours = class_colours(config.label.classes, config.label.colours)
+    target = Path(config.results) / "report" / "figures" / "figure4_segmentation.png"
+    figure4(rows, list(reports), colours=colours, path=target)
+
+
+def _thumbnail(path: str) -> tuple[Any, list[float] | None]:
+    """A slide shrunk to at most THUMBNAIL_PX, and its extent [left, right, bottom, top] in level-0 px; None if unreadable."""
+    from mad.slides.reader import open_slide
+
+    try:
+        with open_slide(path) as slide:
+            left, top, width, height = slide.bounds
+            downsample = max(width, height) / THUMBNAIL_PX
+            if downsample < 1:
+                downsample = 1.0
+            image = slide.overview(downsample, max(1, round(height / downsample)), max(1, round(width / downsample)))
+        return image, [left, left + width, top + height, top]
+    except (MadError, OSError) as error:
+        log(f"report: no thumbnail: {error}")
+        return None, None

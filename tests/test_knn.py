@@ -1,0 +1,77 @@
+"""Chunked k-NN against scikit-learn and brute force; ties; copies of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
+
+from mad.metrics.knn import knn_predict, vote
+
+
+def make(seed: int, num_rows: int = 200, num_queries: int = 60, num_classes: int = 4) -> tuple[np.ndarray, ...]:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, num_classes, num_rows)
+    bank = generator.normal(size=(num_rows, 8)) + 0.7 * np.eye(8)[labels]
+    return bank.astype(np.float32), labels, generator.normal(size=(num_queries, 8)).astype(np.float32)
+
+
+def brute(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int, num_classes: int) -> list[int]:
+    """Majority of the k most similar rows; among equal votes the class met first."""
+    similarity = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (bank / np.linalg.norm(bank, axis=1, keepdims=True)).T
+    predicted = []
+    for row in similarity:
+        neighbours = labels[np.argsort(-row)[:k]]
+        votes = np.bincount(neighbours, minlength=num_classes)
+        predicted.append(next(int(label) for label in neighbours if votes[label] == votes.max()))
+    return predicted
+
+
+@given(st.integers(0, 1000), st.integers(1, 25))
+def test_equals_brute_force_with_ties(seed: int, k: int) -> None:
+    bank, labels, queries = make(seed)
+    found = knn_predict(bank, labels, queries, k=k, num_classes=4, query_chunk=17, bank_chunk=33)
+    assert found.tolist() == [brute(bank, labels, queries, k, 4)]
+
+
+def test_equals_scikit_learn_where_two_classes_cannot_tie() -> None:
+    bank, labels, queries = make(0, num_classes=2)
+    theirs = KNeighborsClassifier(21, metric="cosine").fit(bank, labels).predict(queries)
+    assert (knn_predict(bank, labels, queries, k=21, num_classes=2)[0] == theirs).all()
+
+
+def test_copies_equal_a_bank_with_repeated_rows() -> None:
+    bank, labels, queries = make(1)
+    copies = np.random.default_rng(0).integers(0, 4, (3, len(labels)))
+    found = knn_predict(bank, labels, queries, k=20, num_classes=4, copies=copies, bank_chunk=70)
+    for run, times in enumerate(copies):
+        repeated = np.repeat(np.arange(len(labels)), times)
+        assert found[run].tolist() == brute(bank[repeated], labels[repeated], queries, 20, 4)
+
+
+def test_length_does_not_matter() -> None:
+    bank, labels, queries = make(2)
+    longer = bank * np.random.default_rng(0).uniform(0.5, 9, (len(bank), 1)).astype(np.float32)
+    assert (knn_predict(longer, labels, queries, num_classes=4) == knn_predict(bank, labels, queries, num_classes=4)).all()
+
+
+def test_tie_goes_to_the_nearest_member() -> None:
+    neighbours = torch.tensor([[2, 1, 1, 2], [1, 2, 2, 1], [0, 1, 2, 1]])
+    assert vote(neighbours, torch.ones_like(neighbours), 4, 3).tolist() == [2, 1, 1]
+
+
+def test_copies_take_places_and_no_more_than_k() -> None:
+    neighbours = torch.tensor([[0, 1, 1, 1]])
+    assert vote(neighbours, torch.tensor([[5, 1, 1, 1]]), 4, 2).tolist() == [0]
+    assert vote(neighbours, torch.tensor([[1, 1, 1, 1]]), 4, 2).tolist() == [1]
+    assert vote(neighbours, torch.tensor([[0, 1, 1, 1]]), 4, 2).tolist() == [1]
+
+
+def test_small_banks_and_empty_ones() -> None:
+    bank, labels, queries = make(3, num_rows=5)
+    assert knn_predict(bank, labels, queries, k=20, num_classes=4).tolist() == [brute(bank, labels, queries, 5, 4)]
+    with pytest.raises(ValueError, match="empty bank"):
+        knn_predict(bank, labels, queries, num_classes=4, copies=np.zeros((1, 5), int))

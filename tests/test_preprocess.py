@@ -1,0 +1,224 @@
+"""Stages cohort, tile, sample and shard on small synthetic slides, and on the real ones where there are some."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mad.config import Config, parse_config
+from mad.config.synthetic import SyntheticConfig
+from mad.files import MadError, read_json
+from mad.slides.sheet import cohort_rows, write_sheet
+from mad.slides.synthetic.slide import write_slide
+from mad.stages import cohort, sample, shard, tile
+from mad.tiles.shards import decode, encode, read_member
+
+SMALL = SyntheticConfig(width=1792, height=1792)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two synthetic slides of one coarsest tile each, with their annotations."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for slide_id in ("S01", "S02"):
+        write_slide(SMALL, slide_id, folder)
+    return folder
+
+
+def configure(folder: Path, slides: Path, **more: object) -> Config:
+    """A cohort of the two slides, S01 for training and S02 for the test."""
+    records = [
+        {"slide_id": name, "path": str(slides / f"{name}.tiff"), "patient_id": name, "split": split, "grade": "1"}
+        | {"annotation": str(slides / f"{name}.geojson")}
+        for name, split in (("S01", "train"), ("S02", "test"))
+    ]
+    write_sheet(folder / "slides.tsv", records)
+    return parse_config(
+        {
+            "results": str(folder / "results"),
+            "cohort": {"sheet": str(folder / "slides.tsv")},
+            "tile": {"tile_px": 112},
+            "sample": {"max_standalone": {"10x": 3, "40x": 5}},
+            **more,
+        }
+    )
+
+
+def run_all(config: Config) -> Path:
+    cohort.run(config)
+    for row in cohort_rows(config):
+        tile.run(config, row)
+    sample.run(config)
+    for row in cohort_rows(config):
+        shard.run(config, row)
+    shard.run_cohort(config)
+    return Path(config.results)
+
+
+@pytest.fixture(scope="module")
+def results(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_all(configure(tmp_path_factory.mktemp("run"), slides))
+
+
+def test_tables_follow_their_contracts(results: Path) -> None:
+    people = pd.read_parquet(results / "cohort" / "slides.parquet")
+    assert people[["slide_id", "split", "split_by", "grade"]].to_numpy().tolist() == [
+        ["S01", "train", "patient", "1"],
+        ["S02", "test", "patient", "1"],
+    ]
+    tiles = pd.read_parquet(results / "tile" / "S01.parquet")
+    assert tiles["magnification"].value_counts().to_dict() == {40: 256, 10: 16, 2.5: 1}
+    assert set(tiles["status"]) <= {"ok", "blank"}
+    assert {"Gray Matter", "White Matter", "Leptomeninges", "Superficial Cortex"} & set(tiles["label"].dropna())
+    shares = tiles.filter(like="share_").drop(columns="label_share", errors="ignore")
+    assert (shares.sum(axis=1) <= 1 + 1e-5).all()
+    assert read_json(results / "tile" / "S01.json")["mpp"] == pytest.approx(0.25)
+    assert (results / "tile" / "S01.png").stat().st_size > 1000
+    cut = pd.read_parquet(results / "shard" / "S01.parquet")
+    chosen = pd.read_parquet(results / "sample" / "S01.parquet")
+    assert cut[["tile_id", "kind", "role", "sample_id", "position", "split"]].equals(
+        chosen[["tile_id", "kind", "role", "sample_id", "position", "split"]]
+    )
+    assert (cut["status"] == "ok").all() and cut["sha256"].notna().all()
+    assert read_json(results / "shard" / "cohort.json")["unreadable"] == 0
+
+
+def test_parent_pixels_equal_the_area_average_of_their_children(results: Path) -> None:
+    """Within the error of both JPEGs (slide and shard), at both transitions; one pixel of shift would show."""
+    cut = pd.read_parquet(results / "shard" / "S01.parquet")
+    for kind in ("2.5x-10x", "10x-40x"):
+        pairs = cut[cut["kind"] == kind]
+        for _, pair in list(pairs.groupby("sample_id"))[:6]:
+            pixels = [decode(read_member(results / "shard", *place)) for place in pair[["shard", "offset", "size"]].to_numpy()]
+            parent, children = pixels[0].astype(float), np.stack(pixels[1:]).astype(float)
+            mosaic = children.reshape(4, 4, 112, 112, 3).transpose(0, 2, 1, 3, 4).reshape(448, 448, 3)
+            average = mosaic.reshape(112, 4, 112, 4, 3).mean(axis=(1, 3))
+            error = np.abs(parent - average).mean()
+            twice = average.round().astype(np.uint8)
+            for quality in (90, 95):  # what the slide's and then the shard's JPEG do to just these pixels
+                twice = decode(encode(twice, format="jpg", quality=quality, subsampling="444"))
+            assert error <= np.abs(twice - average).mean() + 0.75
+            if parent.std() > 10:
+                assert all(np.abs(parent - np.roll(average, 1, axis)).mean() > error for axis in (0, 1))
+
+
+def test_shards_hold_the_slides_own_pixels(results: Path, slides: Path) -> None:
+    """A 40x child is the slide's own rectangle within the shard's JPEG error."""
+    from mad.slides.reader import open_slide
+
+    cut = pd.read_parquet(results / "shard" / "S01.parquet").merge(
+        pd.read_parquet(results / "tile" / "S01.parquet", columns=["tile_id", "x", "y"]), on="tile_id"
+    )
+    with open_slide(slides / "S01.tiff") as slide:
+        for row in cut[cut["magnification"] == 40].sample(20, random_state=0).itertuples():
+            stored = decode(read_member(results / "shard", row.shard, row.offset, row.size, row.sha256))
+            assert np.abs(stored.astype(int) - slide.read(0, row.x, row.y, 112, 112)).mean() < 3
+
+
+def test_the_same_inputs_give_the_same_bytes(results: Path, slides: Path, tmp_path: Path) -> None:
+    again = run_all(configure(tmp_path, slides))
+    for path in sorted(results.rglob("*")):
+        if path.is_file() and path.suffix in (".parquet", ".tar") and path.parent.name != "cohort":
+            assert path.read_bytes() == (again / path.relative_to(results)).read_bytes(), path.name
+
+
+def test_no_patient_and_no_child_crosses_the_split(results: Path) -> None:
+    tables = pd.concat([pd.read_parquet(results / "shard" / f"{name}.parquet") for name in ("S01", "S02")])
+    sides = tables.groupby("tile_id")["split"].nunique()
+    assert (sides == 1).all()
+    assert {"train", "test"} == set(tables["split"])
+
+
+def test_a_bad_slide_is_quarantined_with_its_cause_or_stops_the_run(slides: Path, tmp_path: Path) -> None:
+    shutil.copytree(slides, tmp_path / "slides")
+    broken = tmp_path / "slides" / "S02.tiff"
+    broken.write_bytes(broken.read_bytes()[:5000])
+    config = configure(tmp_path, tmp_path / "slides")
+    folder = run_all(config)
+    facts = read_json(folder / "tile" / "S02.json")
+    assert facts["status"] == "failed" and "S02.tiff" in facts["cause"] and "is the file whole" in facts["cause"]
+    assert pd.read_parquet(folder / "tile" / "S02.parquet").empty
+    assert pd.read_parquet(folder / "shard" / "S02.parquet").empty
+    assert len(pd.read_parquet(folder / "shard" / "S01.parquet")) > 0
+    with pytest.raises(MadError, match="is the file whole"):
+        strict = config.model_copy(update={"on_bad_slide": "fail"})
+        tile.run(strict, cohort_rows(strict)[1])
+
+
+def test_an_undecodable_tile_takes_its_samples_out_and_is_listed(slides: Path, tmp_path: Path) -> None:
+    import tifffile
+
+    shutil.copytree(slides, tmp_path / "slides")
+    path = tmp_path / "slides" / "S01.tiff"
+    with tifffile.TiffFile(path) as file:
+        offset, size = file.pages[0].dataoffsets[8], file.pages[0].databytecounts[8]  # tile row 1, column 1 of 7
+    data = bytearray(path.read_bytes())
+    data[offset : offset + size] = bytes(size)
+    path.write_bytes(data)
+    folder = run_all(configure(tmp_path, tmp_path / "slides", sample={}))
+    cut = pd.read_parquet(folder / "shard" / "S01.parquet")
+    places = pd.read_parquet(folder / "tile" / "S01.parquet", columns=["tile_id", "x", "y", "side"])
+    cut = cut.merge(places, on="tile_id")
+    alone = cut[(cut["kind"] == "40x")]
+    hit = (alone["x"] < 512) & (alone["x"] + 112 > 256) & (alone["y"] < 512) & (alone["y"] + 112 > 256)
+    assert hit.any() and (alone.loc[hit, "status"] == "unreadable").all() and (alone.loc[~hit, "status"] == "ok").all()
+    for _, pair in cut[cut["kind"] == "10x-40x"].groupby("sample_id"):
+        assert pair["status"].nunique() == 1
+    bad = cut[cut["status"] == "unreadable"]
+    assert (bad["size"] == 0).all() and bad["shard"].isna().all()
+    assert (cut[cut["kind"] == "2.5x-10x"]["status"] == "ok").all()  # other levels are whole
+
+
+def test_relabelling_rewrites_no_pixels(slides: Path, tmp_path: Path) -> None:
+    config = configure(tmp_path, slides, sample={})
+    folder = run_all(config)
+    before = {path: path.read_bytes() for path in (folder / "shard").rglob("*.tar")}
+    renamed = {**config.model_dump(), "label": {"classes": ["GM", "Background"], "rename": {"Gray Matter": "GM"}}}
+    run_all(parse_config({**renamed, "sample": {"background_pairs": True}}))
+    after = {path: path.read_bytes() for path in (folder / "shard").rglob("*.tar")}
+    name = Path(config.results) / "shard" / "S01" / "train-2.5x-10x-000000.tar"
+    assert after[name] == before[name]
+    assert "Gray Matter" not in b"".join(after.values()).decode("latin-1")
+
+
+def test_real_slides_give_aligned_tiles(real_slides: Path, tmp_path: Path) -> None:
+    """The two 40x slides keep their pixel grid, the 20x one its micrometres; parents look like their shrunk children."""
+    records = [
+        {"slide_id": path.stem.split("_")[0], "path": str(path), "patient_id": path.stem, "annotation": ""}
+        for path in sorted(real_slides.glob("*.svs"))
+    ]
+    for record in records:
+        if (found := Path(record["path"]).with_suffix(".geojson")).exists():
+            record["annotation"] = str(found)
+    write_sheet(tmp_path / "slides.tsv", records)
+    config = parse_config(
+        {
+            "results": str(tmp_path / "results"),
+            "cohort": {"sheet": str(tmp_path / "slides.tsv"), "split_by": "block"},
+            "label": {"classes": ["Crypts", "Infiltrate", "Compact", "Loose", "Background"]},
+            "sample": {"max_pairs": {"2.5x-10x": 1, "10x-40x": 2}, "max_standalone": {"2.5x": 0, "10x": 0, "40x": 0}}
+            | {"max_unlabelled": 0},
+        }
+    )
+    folder = run_all(config)
+    facts = {record["slide_id"]: read_json(folder / "tile" / f"{record['slide_id']}.json") for record in records}
+    keeps = {name: fact["keeps_pixel_grid"] for name, fact in facts.items()}
+    assert sorted(keeps.values()) == [False, True, True]
+    small = next(fact for name, fact in facts.items() if not keeps[name])
+    assert "40x left out" in small["cause"]
+    checked = 0
+    for name in (name for name, kept in keeps.items() if kept):
+        cut = pd.read_parquet(folder / "shard" / f"{name}.parquet")
+        for _, pair in cut[cut["kind"] == "10x-40x"].groupby("sample_id"):
+            pixels = [decode(read_member(folder / "shard", *place)) for place in pair[["shard", "offset", "size"]].to_numpy()]
+            mosaic = np.stack(pixels[1:]).reshape(4, 4, 224, 224, 3).transpose(0, 2, 1, 3, 4).reshape(896, 896, 3)
+            average = mosaic.reshape(224, 4, 224, 4, 3).mean(axis=(1, 3)).astype(np.float32)
+            grey, wanted = average.mean(axis=2), pixels[0].astype(np.float32).mean(axis=2)
+            centred = np.fft.fft2(grey - grey.mean()) * np.conj(np.fft.fft2(wanted - wanted.mean()))
+            peak = np.unravel_index(np.fft.ifft2(centred).real.argmax(), grey.shape)
+            shift = [min(p, 224 - p) for p in peak]
+            assert max(shift) <= 1, (name, pair["sample_id"].iloc[0], peak)
+            checked += 1
+    assert checked >= 4

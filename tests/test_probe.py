@@ -1,0 +1,119 @@
+"""The paper's probe against torch's own layer and optimiser, the sound probe against scikit-learn's optimum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from mad.evaluation.probe import _Order, choose_sound_probe, cross_entropy, paper_probe, sound_probe, standardisation
+
+
+def make(seed: int, num_rows: int = 400, dim: int = 6, gap: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, num_rows)
+    features = gap * np.eye(dim)[labels] + generator.normal(size=(num_rows, dim))
+    return (features * np.linspace(1, 20, dim) + 5).astype(np.float32), labels
+
+
+def test_learns_separable_data() -> None:
+    features, labels = make(0, gap=60)
+    probe = paper_probe(features, labels, num_classes=3, seeds=[0, 1], steps=1500, lr=1e-2)
+    assert probe.predict(features).shape == (2, 400)
+    assert (probe.predict(features, chunk=33) == labels).mean(axis=1).min() > 0.99
+
+
+def test_every_run_is_what_torch_trains_alone() -> None:
+    features, labels = make(1)
+    steps, lr, batch = 150, 1e-2, 32
+    ours = paper_probe(features, labels, num_classes=3, seeds=[4, 5], steps=steps, lr=lr, batch=batch)
+    order = _Order(len(labels), 5)
+    layer = torch.nn.Linear(6, 3)
+    bound = 6**-0.5
+    with torch.no_grad():
+        layer.weight.copy_((torch.rand(3, 6, generator=order.generator) * 2 - 1) * bound)
+        layer.bias.copy_(((torch.rand(3, 1, generator=order.generator) * 2 - 1) * bound)[:, 0])
+    optimiser = torch.optim.Adam(layer.parameters(), lr=lr)
+    data, codes = torch.from_numpy(features), torch.from_numpy(labels)
+    for _ in range(steps):
+        index = order.take(batch)
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(layer(data[index]), codes[index]).backward()
+        optimiser.step()
+    assert ours.weight[1].T.numpy() == pytest.approx(layer.weight.detach().numpy(), abs=2e-4)
+    assert ours.bias[1, 0].numpy() == pytest.approx(layer.bias.detach().numpy(), abs=2e-4)
+
+
+def test_seeds_differ_and_repeat() -> None:
+    features, labels = make(2)
+    first = paper_probe(features, labels, num_classes=3, seeds=[0, 1], steps=20)
+    again = paper_probe(features, labels, num_classes=3, seeds=[1], steps=20)
+    assert not torch.equal(first.weight[0], first.weight[1])
+    assert torch.allclose(first.weight[1], again.weight[0], atol=1e-6)
+
+
+def test_an_epoch_holds_every_tile_once() -> None:
+    order = _Order(10, 0)
+    assert sorted(torch.cat([order.take(4), order.take(6)]).tolist()) == list(range(10))
+    assert sorted(order.take(10).tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize("strength", [1e-1, 1e-3])
+def test_sound_probe_is_the_optimum_of_scikit_learn(strength: float) -> None:
+    features, labels = make(3)
+    ours = sound_probe(features, labels, num_classes=3, strength=strength, chunk=128)
+    scaled = StandardScaler().fit_transform(features.astype(np.float64))
+    theirs = LogisticRegression(C=1 / (len(labels) * strength), max_iter=5000, tol=1e-9).fit(scaled, labels)
+    assert ours.weight[0].T.numpy() == pytest.approx(theirs.coef_, abs=2e-3)
+    assert (ours.predict(features)[0] == theirs.predict(scaled)).mean() > 0.995
+
+
+def test_sound_probe_does_not_care_for_scale_or_offset() -> None:
+    features, labels = make(4)
+    moved = features * np.float32(37) - np.float32(1000)
+    first, second = (sound_probe(x, labels, num_classes=3, strength=1e-2) for x in (features, moved))
+    assert (first.predict(features) == second.predict(moved)).mean() > 0.995
+
+
+def test_warm_start_ends_at_the_same_optimum() -> None:
+    features, labels = make(5)
+    cold = sound_probe(features, labels, num_classes=3, strength=1e-3)
+    warm = sound_probe(
+        features, labels, num_classes=3, strength=1e-3, start=sound_probe(features, labels, num_classes=3, strength=1)
+    )
+    assert warm.weight.numpy() == pytest.approx(cold.weight.numpy(), abs=2e-3)
+
+
+def test_strength_is_chosen_on_validation_tiles() -> None:
+    features, labels = make(6, num_rows=60, gap=0.5)
+    val, val_labels = make(7, gap=0.5)
+    strengths = [1.0, 1e-2, 1e-5]
+    options = {"num_classes": 3, "strengths": strengths, "fallback": 0.5}
+    probe, chosen, how = choose_sound_probe(features, labels, val_features=val, val_labels=val_labels, **options)
+    losses = [cross_entropy(sound_probe(features, labels, num_classes=3, strength=s), val, val_labels) for s in strengths]
+    assert chosen == strengths[int(np.argmin(losses))]
+    assert cross_entropy(probe, val, val_labels) == pytest.approx(min(losses), abs=1e-3)
+    assert "400 validation tiles" in how
+
+
+def test_without_validation_tiles_the_strength_is_fixed_and_said_so() -> None:
+    features, labels = make(8)
+    _, chosen, how = choose_sound_probe(
+        features, labels, num_classes=3, strengths=[1.0], fallback=0.25, val_features=features[:0], val_labels=labels[:0]
+    )
+    assert chosen == 0.25 and how.startswith("fixed")
+
+
+def test_constant_dimensions_stay_finite() -> None:
+    features, labels = make(9)
+    features[:, 2] = 7
+    mean, std = standardisation(features, chunk=100)
+    assert std[2] == 1 and mean[2] == pytest.approx(7)
+    assert torch.isfinite(sound_probe(features, labels, num_classes=3, strength=1e-3).weight).all()
+
+
+def test_no_training_tile_is_refused() -> None:
+    with pytest.raises(ValueError, match="training tiles"):
+        paper_probe(np.empty((0, 3), np.float32), np.empty(0, int), num_classes=2, seeds=[0], steps=1)
