@@ -22,7 +22,13 @@ TILE_PX = 112
 
 def fake_config(results: Path, encoders: list[str], **changes: Any) -> Config:
     """A configuration for the fake folder, with short probes."""
-    evaluate = {"probe_steps": 300, "probe_lr": 1e-2, "bootstrap_resamples": 50, "kmeans_starts": 4, "figure_parents": 20}
+    evaluate = {
+        "probe_steps": 300,
+        "probe_lr": 1e-2,
+        "bootstrap_resamples": 50,
+        "kmeans_starts": 4,
+        "figure_parents": 20,
+    }
     value = {
         "results": str(results),
         "tile": {"tile_px": TILE_PX},
@@ -105,9 +111,8 @@ def _grid(slide: str, columns: int, rows: int, finest: int, labelled: bool) -> p
             x, y = (j * 4 + k % 4) * 4 * TILE_PX, (i * 4 + k // 4) * 4 * TILE_PX
             lines.append((f"{slide}_L1_{i}_{j}_{k}", f"{slide}_L0_{i}_{j}", 10.0, x, y, 4 * TILE_PX))
             for m in range(16 if finest >= 2 else 0):
-                lines.append(
-                    (f"{slide}_L2_{i}_{j}_{k}_{m}", f"{slide}_L1_{i}_{j}_{k}", 40.0, x + m % 4 * TILE_PX, y + m // 4 * TILE_PX, TILE_PX)
-                )  # fmt: skip
+                place = x + m % 4 * TILE_PX, y + m // 4 * TILE_PX, TILE_PX
+                lines.append((f"{slide}_L2_{i}_{j}_{k}_{m}", f"{slide}_L1_{i}_{j}_{k}", 40.0, *place))
     tiles = pd.DataFrame(lines, columns=["tile_id", "parent_id", "magnification", "x", "y", "side"])
     names = [CLASSES[_column_class(x, columns)] for x in tiles["x"] + tiles["side"] / 2]
     return tiles.assign(slide_id=slide, label=names if labelled else None, status="ok", native=True)
@@ -123,7 +128,9 @@ def _shard(tiles: pd.DataFrame, split: str) -> pd.DataFrame:
             continue
         kind = f"{magnification[parent]:g}x-{magnification[parent] * 4:g}x"
         lines.append((parent, kind, "parent", parent, -1, magnification[parent]))
-        lines += [(tile, kind, "child", parent, n, magnification[parent] * 4) for n, tile in enumerate(group["tile_id"])]
+        lines += [
+            (tile, kind, "child", parent, n, magnification[parent] * 4) for n, tile in enumerate(group["tile_id"])
+        ]
     in_pairs = {line[0] for line in lines}
     alone = tiles[(tiles["label"] == "Background") & ~tiles["tile_id"].isin(in_pairs)]
     for number, (tile, value) in enumerate(zip(alone["tile_id"], alone["magnification"], strict=True)):
@@ -139,7 +146,11 @@ def _column_class(x: float, columns: int) -> int:
 
 def _neighbourhood(tile_id: str) -> str:
     """Id of the 10x tile that holds a tile (of the 2.5x tile itself, at 2.5x)."""
-    slide, level, *index = tile_id.rsplit("_L", 1)[0], tile_id.rsplit("_L", 1)[1][0], *tile_id.rsplit("_L", 1)[1][2:].split("_")
+    slide, level, *index = (
+        tile_id.rsplit("_L", 1)[0],
+        tile_id.rsplit("_L", 1)[1][0],
+        *tile_id.rsplit("_L", 1)[1][2:].split("_"),
+    )
     return "_".join([slide, *(index if level == "0" else index[:3])])
 
 

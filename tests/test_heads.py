@@ -41,3 +41,21 @@ def test_network_splits_sizes_as_single_passes_would():
     assert [tuple(part.shape) for part in embeddings] == [(3, 6), (5, 6)]
     torch.testing.assert_close(scores[1], network([small])[1][0])
     torch.testing.assert_close(scores[0], network([large])[1][0])
+
+
+def test_standardised_layers_start_with_mean_0_and_variance_1():
+    torch.manual_seed(0)
+    head = DinoHead(6, 16, 5, 11)
+    embeddings = 3 + 0.1 * torch.randn(200, 6)  # nearly parallel, as those of an untrained backbone
+    before = torch.nn.functional.normalize(head.mlp(embeddings), dim=1).mean(dim=0).norm()
+    head.standardise(embeddings)
+    outputs = []
+    for layer in head.mlp:
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda *arguments: outputs.append(arguments[2].detach()))
+    after = torch.nn.functional.normalize(head.mlp(embeddings), dim=1).mean(dim=0).norm()
+    assert len(outputs) == 3
+    for output in outputs:
+        np.testing.assert_allclose(output.mean(dim=0).numpy(), 0, atol=1e-4)
+        np.testing.assert_allclose(output.std(dim=0).numpy(), 1, atol=1e-4)
+    assert before > 0.9 and after < 0.3

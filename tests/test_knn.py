@@ -21,7 +21,9 @@ def make(seed: int, num_rows: int = 200, num_queries: int = 60, num_classes: int
 
 def brute(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int, num_classes: int) -> list[int]:
     """Majority of the k most similar rows; among equal votes the class met first."""
-    similarity = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (bank / np.linalg.norm(bank, axis=1, keepdims=True)).T
+    similarity = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (
+        bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    ).T
     predicted = []
     for row in similarity:
         neighbours = labels[np.argsort(-row)[:k]]
@@ -55,7 +57,9 @@ def test_copies_equal_a_bank_with_repeated_rows() -> None:
 def test_length_does_not_matter() -> None:
     bank, labels, queries = make(2)
     longer = bank * np.random.default_rng(0).uniform(0.5, 9, (len(bank), 1)).astype(np.float32)
-    assert (knn_predict(longer, labels, queries, num_classes=4) == knn_predict(bank, labels, queries, num_classes=4)).all()
+    assert (
+        knn_predict(longer, labels, queries, num_classes=4) == knn_predict(bank, labels, queries, num_classes=4)
+    ).all()
 
 
 def test_tie_goes_to_the_nearest_member() -> None:

@@ -16,7 +16,9 @@ def test_equals_scikit_learn_up_to_sign() -> None:
     sign = np.sign((ours.components * theirs.components_).sum(1))
     assert ours.components * sign[:, None] == pytest.approx(theirs.components_, abs=1e-8)
     assert ours.explained == pytest.approx(theirs.explained_variance_ratio_)
-    assert ours.project(features, chunk=50) * sign == pytest.approx(theirs.transform(features.astype(np.float64)), abs=1e-6)
+    assert ours.project(features, chunk=50) * sign == pytest.approx(
+        theirs.transform(features.astype(np.float64)), abs=1e-6
+    )
 
 
 def test_sign_is_fixed() -> None:

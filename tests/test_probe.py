@@ -92,7 +92,9 @@ def test_strength_is_chosen_on_validation_tiles() -> None:
     strengths = [1.0, 1e-2, 1e-5]
     options = {"num_classes": 3, "strengths": strengths, "fallback": 0.5}
     probe, chosen, how = choose_sound_probe(features, labels, val_features=val, val_labels=val_labels, **options)
-    losses = [cross_entropy(sound_probe(features, labels, num_classes=3, strength=s), val, val_labels) for s in strengths]
+    losses = [
+        cross_entropy(sound_probe(features, labels, num_classes=3, strength=s), val, val_labels) for s in strengths
+    ]
     assert chosen == strengths[int(np.argmin(losses))]
     assert cross_entropy(probe, val, val_labels) == pytest.approx(min(losses), abs=1e-3)
     assert "400 validation tiles" in how
@@ -101,7 +103,13 @@ def test_strength_is_chosen_on_validation_tiles() -> None:
 def test_without_validation_tiles_the_strength_is_fixed_and_said_so() -> None:
     features, labels = make(8)
     _, chosen, how = choose_sound_probe(
-        features, labels, num_classes=3, strengths=[1.0], fallback=0.25, val_features=features[:0], val_labels=labels[:0]
+        features,
+        labels,
+        num_classes=3,
+        strengths=[1.0],
+        fallback=0.25,
+        val_features=features[:0],
+        val_labels=labels[:0],
     )
     assert chosen == 0.25 and how.startswith("fixed")
 

@@ -24,6 +24,7 @@ from mad.training.health import choose_health_set, collapse_warnings
 from mad.training.index import load_index
 from mad.training.objective import Numerics, loss_names, step_loss
 
+STANDARDISED = {"hidden": 32, "bottleneck": 16, "prototypes": 24, "standardise": True}
 PROGRAM = """
 import json, sys
 from mad.config import parse_config
@@ -69,12 +70,12 @@ def unbroken(results, tmp_path_factory):
     """A run of 80 steps that nothing stopped."""
     folder = tmp_path_factory.mktemp("unbroken")
     (folder / "shard").symlink_to(results / "shard")
-    return run(fakes.tiny_config(folder, fakes.tiny_run(steps=80)))
+    return run(fakes.tiny_config(folder, fakes.tiny_run(steps=80, head=STANDARDISED)))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_and_resumed_run_ends_bit_equal(fresh, unbroken, how):
-    config = fakes.tiny_config(fresh, fakes.tiny_run(steps=80))
+    config = fakes.tiny_config(fresh, fakes.tiny_run(steps=80, head=STANDARDISED))
     metrics = fresh / "train" / "tiny" / "metrics.jsonl"
     process = start(config)
     while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 10):
@@ -130,6 +131,21 @@ def test_a_run_writes_an_encoder_that_timm_loads_and_a_summary(fresh, method):
     teacher = torch.load(folder / "checkpoints" / "step_0000010.pt", weights_only=True)["teacher"]
     exported = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).state_dict()
     assert all(torch.equal(teacher[f"backbone.{name}"], tensor) for name, tensor in exported.items())
+
+
+def test_both_methods_start_from_the_same_standardised_networks(results):
+    starts = []
+    for method in ("mad", "dinov2"):
+        state, data, _, numerics = parts(results, method=method)
+        before = state.student.backbone.state_dict()["patch_embed.proj.weight"].clone()
+        train.standardise_head(state, choose_health_set({"train": data.index}, fakes.TILE_PX, 16), numerics)
+        assert torch.equal(before, state.student.backbone.state_dict()["patch_embed.proj.weight"])
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(state.student.state_dict().values(), state.teacher.state_dict().values(), strict=True)
+        )
+        starts.append(state.student.state_dict())
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
 
 
 def test_a_finished_run_is_not_trained_again(fresh, monkeypatch):

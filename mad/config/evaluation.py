@@ -58,5 +58,7 @@ class EvaluationConfig(Section):
     @classmethod
     def _coarse_to_fine(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] < value[1]:
-            raise ValueError(f"transition goes from a coarse to a fine magnification, as in [10, 40]; got {list(value)}")
+            raise ValueError(
+                f"transition goes from a coarse to a fine magnification, as in [10, 40]; got {list(value)}"
+            )
         return value

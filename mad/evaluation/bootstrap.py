@@ -13,7 +13,9 @@ Floats = NDArray[np.float64]
 
 def patient_draws(num_patients: int, resamples: int, seed: int) -> NDArray[np.int64]:
     """How often each patient is drawn [resamples, num_patients]; every row sums to num_patients."""
-    return np.random.default_rng(seed).multinomial(num_patients, np.full(num_patients, 1 / num_patients), size=resamples)
+    return np.random.default_rng(seed).multinomial(
+        num_patients, np.full(num_patients, 1 / num_patients), size=resamples
+    )
 
 
 def patient_intervals(

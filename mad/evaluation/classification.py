@@ -42,7 +42,14 @@ def evaluate_classification(
     bank, queries = data.features[train], data.features[test]
     seeds = [seed + run for run in range(config.runs)]
     probe = paper_probe(
-        bank, labels, num_classes=num_classes, seeds=seeds, steps=config.probe_steps, lr=config.probe_lr, batch=config.probe_batch, device=device
+        bank,
+        labels,
+        num_classes=num_classes,
+        seeds=seeds,
+        steps=config.probe_steps,
+        lr=config.probe_lr,
+        batch=config.probe_batch,
+        device=device,
     )
     copies = _patient_copies(data.patients[train], config.runs, seed)
     knn = knn_predict(bank, labels, queries, k=config.knn_k, num_classes=num_classes, copies=copies, device=device)
@@ -66,7 +73,9 @@ def evaluate_classification(
             "train": data.counts(train),
             "val": data.counts(val),
             "test": data.counts(test),
-            "test_by_magnification": {f"{m:g}x": int((magnification[test] == m).sum()) for m in np.unique(magnification[test])},
+            "test_by_magnification": {
+                f"{m:g}x": int((magnification[test] == m).sum()) for m in np.unique(magnification[test])
+            },
         },
         "patients": {"train": data.num_patients(train), "val": data.num_patients(val), "test": data.num_patients(test)},
         "absent_in_train": _absent(data.counts(train)),

@@ -15,7 +15,7 @@ from mad.metrics.kmeans import kmeans
 
 RULES = {
     "tiles": "labelled test tiles of every magnification, pooled (`global`); `by_magnification` clusters each alone",
-    "kmeans": "k = number of classes, greedy k-means++, all tiles, embeddings as they are; each run keeps the start of least inertia",
+    "kmeans": "k = number of classes, greedy k-means++, all tiles, embeddings as they are; a run keeps its start of least inertia",
     "ami": "adjusted mutual information of clusters and classes, arithmetic averaging",
     "dbi": "Davies-Bouldin index of the clusters; `dbi_classes` is that of the true classes",
     "unit": "the same on L2-normalised embeddings, one run",

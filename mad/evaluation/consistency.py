@@ -49,7 +49,7 @@ def evaluate_consistency(data: Embedded, config: EvaluationConfig, *, seed: int)
     parents, children = data.features[parent_rows], data.features[child_rows]
     num_classes = len(data.classes) if labelled else 1
     codes = data.codes if labelled else np.zeros(len(data.tiles), np.int64)
-    slide_names, slide = np.unique(data.tiles["slide_id"].to_numpy(str), return_inverse=True)
+    slide = np.unique(data.tiles["slide_id"].to_numpy(str), return_inverse=True)[1]
     used = np.unique(slide[parent_rows])
     slide = np.searchsorted(used, slide)  # codes of the slides that have pairs; others are not asked for
     patient_of_slide = _first(slide[parent_rows], data.patients[parent_rows], len(used))
@@ -78,14 +78,20 @@ def evaluate_consistency(data: Embedded, config: EvaluationConfig, *, seed: int)
             "patients": patients,
             "parents_by_class": class_counts(codes[parent_rows], data.classes) if labelled else None,
             "children_by_class": class_counts(codes[child_rows], data.classes) if labelled else None,
-            "children_of_another_class": int((codes[parent_rows][parent_of] != codes[child_rows]).sum()) if labelled else None,
+            "children_of_another_class": int((codes[parent_rows][parent_of] != codes[child_rows]).sum())
+            if labelled
+            else None,
         },
         "cosine": plain_buckets.report(),
         "centred": measure(shared, shared).report(),
         "centred_each": measure(means[0], means[1]).report(),
         "retrieval": _retrieval(parents, children, parent_of, slide[parent_rows], slide[child_rows]),
         "bootstrap": patient_intervals(
-            plain_buckets.statistics, patients, resamples=config.bootstrap_resamples, min_patients=config.min_patients, seed=seed
+            plain_buckets.statistics,
+            patients,
+            resamples=config.bootstrap_resamples,
+            min_patients=config.min_patients,
+            seed=seed,
         ),
     }
     return plain(result)
@@ -130,7 +136,8 @@ class Buckets:
         """Pair averages under patient weights [r, P] -> [r]."""
         slides = weights[:, self.patient]  # [r, S]
         pos = _ratio(
-            slides @ np.einsum("satb->s", self.aligned_sum), slides @ np.einsum("satb->s", self.aligned_count).astype(float)
+            slides @ np.einsum("satb->s", self.aligned_sum),
+            slides @ np.einsum("satb->s", self.aligned_count).astype(float),
         )
         means = {}
         for name, mask in (("same", self.same_class), ("diff", ~self.same_class)):
@@ -165,10 +172,11 @@ class Buckets:
         pos = _ratio(np.einsum("satb->a", self.aligned_sum), np.einsum("satb->a", self.aligned_count))
         means = []
         for mask in (self.same_class, ~self.same_class):
-            total, count = (np.einsum("satb,st,ab->a", part, slides, mask) for part in (self.other_sum, self.other_count))
+            total, count = (
+                np.einsum("satb,st,ab->a", part, slides, mask) for part in (self.other_sum, self.other_count)
+            )
             means.append(_ratio(total, count))
-        pos, same, diff = (float(np.nanmean(v)) if np.isfinite(v).any() else None for v in (pos, *means))
-        return _deltas(pos, same, diff)
+        return _deltas(*(float(np.nanmean(v)) if np.isfinite(v).any() else None for v in (pos, *means)))
 
     def _sums(self, slides: NDArray[np.bool_], classes: NDArray[np.bool_]) -> tuple[float, float]:
         total, count = (np.einsum("satb,st,ab->", part, slides, classes) for part in (self.other_sum, self.other_count))
@@ -220,8 +228,12 @@ def _retrieval(
         mine, theirs = np.flatnonzero(parent_slide == slide), np.flatnonzero(child_slide == slide)
         if len(mine) < 2:
             continue
-        results["child_to_parent"].append(np.stack(retrieval_at_1(children[theirs], parents[mine], parent_of[theirs], own[mine])))
-        results["parent_to_child"].append(np.stack(retrieval_at_1(parents[mine], children[theirs], own[mine], parent_of[theirs])))
+        results["child_to_parent"].append(
+            np.stack(retrieval_at_1(children[theirs], parents[mine], parent_of[theirs], own[mine]))
+        )
+        results["parent_to_child"].append(
+            np.stack(retrieval_at_1(parents[mine], children[theirs], own[mine], parent_of[theirs]))
+        )
     report = {}
     for way, parts in results.items():
         hits, chance = np.concatenate(parts, axis=1).mean(1) if parts else (None, None)

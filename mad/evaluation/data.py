@@ -104,7 +104,9 @@ def assemble(
         one = usable.drop_duplicates("tile_id")[["tile_id", "magnification", "split"]].reset_index(drop=True)
         sides = usable.groupby("tile_id")["split"].nunique()
         if (sides > 1).any():
-            raise MadError(f"slide {slide_id}: tile {sides.index[sides > 1][0]} is in two splits; run `mad sample` again")
+            raise MadError(
+                f"slide {slide_id}: tile {sides.index[sides > 1][0]} is in two splits; run `mad sample` again"
+            )
         one = one.merge(tile[["tile_id", "label"]], on="tile_id", how="left")
         place = one["tile_id"].map(dict(zip(rows["tile_id"], range(len(rows)), strict=True)))
         dropped["without embedding"] += int(place.isna().sum())
@@ -120,8 +122,12 @@ def assemble(
     tiles = pd.concat(tables, ignore_index=True)
     unknown = sorted(set(tiles["label"].dropna()) - set(classes))
     if unknown:
-        raise MadError(f"tile tables hold labels {unknown} that label.classes does not list: {classes}; run `mad tile` again")
-    tiles["code"] = tiles["label"].map({name: code for code, name in enumerate(classes)}).fillna(UNLABELLED).astype(np.int64)
+        raise MadError(
+            f"tile tables hold labels {unknown} that label.classes does not list: {classes}; run `mad tile` again"
+        )
+    tiles["code"] = (
+        tiles["label"].map({name: code for code, name in enumerate(classes)}).fillna(UNLABELLED).astype(np.int64)
+    )
     if split_by == "patient":
         _check_patients(tiles)
     row_of = pd.Series(np.arange(len(tiles)), index=tiles["tile_id"])

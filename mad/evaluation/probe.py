@@ -81,21 +81,30 @@ def paper_probe(
     orders = [_Order(len(codes), seed) for seed in seeds]
     bound = data.shape[1] ** -0.5  # the initialisation of torch.nn.Linear
     weight, bias = (
-        torch.stack([(torch.rand(num_classes, width, generator=order.generator) * 2 - 1) * bound for order in orders]).to(device)
+        torch.stack(
+            [(torch.rand(num_classes, width, generator=order.generator) * 2 - 1) * bound for order in orders]
+        ).to(device)
         for width in (data.shape[1], 1)
     )  # [r, C, d], [r, C, 1]: classes before rows, by far the faster layout for products this thin
-    parameters = [(weight, torch.zeros_like(weight), torch.zeros_like(weight)), (bias, torch.zeros_like(bias), torch.zeros_like(bias))]
+    parameters = [
+        (weight, torch.zeros_like(weight), torch.zeros_like(weight)),
+        (bias, torch.zeros_like(bias), torch.zeros_like(bias)),
+    ]
     with _one_thread():
         for step in range(1, steps + 1):
             if (step - 1) % AHEAD == 0:
-                ahead = torch.stack([order.take(AHEAD * batch).view(AHEAD, batch) for order in orders], 1)  # [steps, r, b]
+                ahead = torch.stack(
+                    [order.take(AHEAD * batch).view(AHEAD, batch) for order in orders], 1
+                )  # [steps, r, b]
             index = ahead[(step - 1) % AHEAD].flatten()
             rows = data.index_select(0, index).to(device).view(len(seeds), batch, -1)
             target = codes.index_select(0, index).to(device).view(len(seeds), 1, batch)
             error = torch.softmax(torch.baddbmm(bias, weight, rows.transpose(1, 2)), dim=1)  # [r, C, b]
             error.scatter_add_(1, target, torch.full_like(error[:, :1], -1)).div_(batch)  # d cross-entropy / d logits
             # Adam (Kingma & Ba 2015), as torch.optim.Adam with its default betas and epsilon.
-            for (value, first, second), gradient in zip(parameters, (torch.bmm(error, rows), error.sum(2, True)), strict=True):
+            for (value, first, second), gradient in zip(
+                parameters, (torch.bmm(error, rows), error.sum(2, True)), strict=True
+            ):
                 first.lerp_(gradient, 0.1)
                 second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
                 root = second.sqrt().div_((1 - 0.999**step) ** 0.5).add_(1e-8)
@@ -137,8 +146,13 @@ def sound_probe(
         theta = torch.cat([start.weight[0].T, start.bias[0].T], dim=1).double()
     theta.requires_grad_()
     optimiser = torch.optim.LBFGS(
-        [theta], max_iter=max_iterations, history_size=20, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe"
-    )  # fmt: skip
+        [theta],
+        max_iter=max_iterations,
+        history_size=20,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )
     # Standardised once where that is small, else chunk by chunk.
     standardised = _standardised(features, mean, std, device) if features.size <= 2**28 else None
 
@@ -182,10 +196,10 @@ def choose_sound_probe(
         The probe, its strength, and how that was chosen.
     """
     if not len(val_labels):
-        probe = sound_probe(features, labels, num_classes=num_classes, strength=fallback, device=device)
-        return probe, fallback, "fixed: there are no labelled validation tiles"
+        only = sound_probe(features, labels, num_classes=num_classes, strength=fallback, device=device)
+        return only, fallback, "fixed: there are no labelled validation tiles"
     best: tuple[float, Probe, float] | None = None
-    probe = None
+    probe: Probe | None = None
     for strength in sorted(strengths, reverse=True):
         probe = sound_probe(features, labels, num_classes=num_classes, strength=strength, start=probe, device=device)
         loss = cross_entropy(probe, val_features, val_labels, device=device)
@@ -195,7 +209,9 @@ def choose_sound_probe(
     return best[1], best[2], f"least cross-entropy on {len(val_labels)} validation tiles"
 
 
-def cross_entropy(probe: Probe, features: NDArray, labels: NDArray, *, device: Device = "cpu", chunk: int = 16384) -> float:
+def cross_entropy(
+    probe: Probe, features: NDArray, labels: NDArray, *, device: Device = "cpu", chunk: int = 16384
+) -> float:
     """Mean cross-entropy of the first run of a sound probe."""
     assert probe.mean is not None and probe.std is not None
     total = 0.0

@@ -61,7 +61,9 @@ def paint(
     parts = []
     for slide_id, tiles, features in dense:
         predicted = probe.predict(features, device=device)[0]
-        table = tiles[["tile_id", "magnification", "x", "y", "side", "label"]].assign(predicted=np.array(classes, object)[predicted])
+        table = tiles[["tile_id", "magnification", "x", "y", "side", "label"]].assign(
+            predicted=np.array(classes, object)[predicted]
+        )
         table.insert(0, "slide_id", slide_id)
         parts.append(table)
     columns = ["slide_id", "tile_id", "magnification", "x", "y", "side", "label", "predicted"]

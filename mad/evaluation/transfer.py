@@ -7,6 +7,7 @@ twice. Consistency is 100 x mIoU(40x) / mIoU(10x), which reproduces every row th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import patient_intervals
 from mad.evaluation.data import Embedded, NotApplicableError, kind_of, plain, spread
 from mad.evaluation.probe import Probe, choose_sound_probe, paper_probe
+from mad.evaluation.scales import coral, match_moments, moments, scale_matrix
 from mad.metrics.confusion import accuracy, class_dice, class_iou, confusion_matrix, drop_truth, macro
 
 Floats = NDArray[np.float64]
@@ -31,8 +33,9 @@ RULES = {
     "agreement": "share of children that get the class predicted for their parent",
     "paper": "single linear layer, cross-entropy, Adam, last step; a run varies the initial weights and the order of tiles",
     "sound": "standardised by the training tiles, full batch, L2 strength by coarse validation tiles",
-    "standardised": "the paper's probe, test and training embeddings standardised by their own magnification's training tiles, "
-    "without labels: does a mere offset and scale explain the gap?",
+    "matched": "the same probes; fine embeddings get the coarse mean and deviation per dimension, from unlabelled training tiles",
+    "coral": "the same probes; fine embeddings get the coarse mean and covariance, from unlabelled training tiles",
+    "matrix": "mean IoU of the sound probe trained on one magnification, tested on all labelled test tiles of another",
 }
 
 
@@ -68,8 +71,14 @@ def evaluate_transfer(
     def score(predicted: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
         return transfer_scores(predicted, truth, patients, data, config, parent_of_fine=parent_of_fine, seed=seed)
 
-    moments = {side: _moments(data.features[_unlabelled_train(data, m)]) for side, m in (("coarse", coarse), ("fine", fine))}
-    shifted = paper_probe(_standardise(data.features[train], moments["coarse"]), labels, **settings)
+    probes = {"paper": paper, "sound": sound}
+    coarse_guess = {name: probe.predict(tested["coarse"], device=device) for name, probe in probes.items()}
+    variants: dict[str, Any] = {}
+    for suffix, fine_features in (("", tested["fine"]), *_aligned(data, config.transition, tested["fine"])):
+        for name, probe in probes.items():
+            guess = {"coarse": coarse_guess[name], "fine": probe.predict(fine_features, device=device)}
+            variants[name + suffix] = score(guess)
+    variants["sound"] |= {"strength": strength, "chosen_by": chosen}
     result = {
         "rules": RULES,
         "classes": data.classes,
@@ -87,12 +96,8 @@ def evaluate_transfer(
         "patients": {"train": data.num_patients(train), "test": data.num_patients(test["coarse"])},
         "absent_in_train": [name for name, count in data.counts(train).items() if not count],
         "absent_in_test": [name for name, count in data.counts(test["coarse"]).items() if not count],
-        "paper": score({side: paper.predict(rows, device=device) for side, rows in tested.items()}),
-        "sound": score({side: sound.predict(rows, device=device) for side, rows in tested.items()})
-        | {"strength": strength, "chosen_by": chosen},
-        "standardised": None
-        if any(moment is None for moment in moments.values())
-        else score({side: shifted.predict(_standardise(rows, moments[side]), device=device) for side, rows in tested.items()}),
+        **variants,
+        "matrix": scale_matrix(data, config, device=device),
     }
     return plain(result), paper
 
@@ -142,11 +147,12 @@ def transfer_scores(
         for coarse, fine in zip(predicted["coarse"], predicted["fine"], strict=True)
     ]
     report: dict[str, Any] = {"agreement": spread([np.nan if share is None else share for share in agree])}
-    for variant, code in (("with_background", None), ("without_background", data.background_code)):
-        if variant == "without_background" and code is None:
+    left_out: list[tuple[str, int | None]] = [("with_background", None), ("without_background", data.background_code)]
+    for variant, dropped in left_out:
+        if variant == "without_background" and dropped is None:
             report[variant] = None
             continue
-        matrices = {side: drop_truth(part, code) for side, part in by_patient.items()}
+        matrices = {side: drop_truth(part, dropped) for side, part in by_patient.items()}
         report[variant] = _variant(matrices, data.classes, config, seed)
     return report
 
@@ -165,7 +171,9 @@ def _variant(matrices: dict[str, NDArray], classes: list[str], config: Evaluatio
             "confusion": pooled.tolist(),
         }
     runs = {side: report[side]["mean_iou"] for side in matrices}
-    of_means = consistency(*(np.nan if runs[side]["mean"] is None else runs[side]["mean"] for side in ("coarse", "fine")))
+    of_means = consistency(
+        *(np.nan if runs[side]["mean"] is None else runs[side]["mean"] for side in ("coarse", "fine"))
+    )
     of_runs = consistency(*(np.array(runs[side]["values"], np.float64) for side in ("coarse", "fine")))
     report["consistency"] = spread(of_runs) | {"mean": plain(float(of_means)), "mean_of_runs": spread(of_runs)["mean"]}
 
@@ -181,12 +189,18 @@ def _variant(matrices: dict[str, NDArray], classes: list[str], config: Evaluatio
         }
 
     report["bootstrap"] = patient_intervals(
-        statistic, len(matrices["coarse"]), resamples=config.bootstrap_resamples, min_patients=config.min_patients, seed=seed
+        statistic,
+        len(matrices["coarse"]),
+        resamples=config.bootstrap_resamples,
+        min_patients=config.min_patients,
+        seed=seed,
     )
     return report
 
 
-def test_tiles(data: Embedded, transition: tuple[float, float]) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+def test_tiles(
+    data: Embedded, transition: tuple[float, float]
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
     """Rows of the "coarse" and the "fine" test tiles, and for each fine one the place of its parent among the coarse ones.
 
     Raises:
@@ -206,22 +220,18 @@ def test_tiles(data: Embedded, transition: tuple[float, float]) -> tuple[dict[st
     glass = {}
     for magnification in transition:
         rows = data.rows("test", magnification)
-        glass[magnification] = rows[(data.codes[rows] == background) & ~np.isin(rows, in_pairs)] if background is not None else rows[:0]
+        glass[magnification] = (
+            rows[(data.codes[rows] == background) & ~np.isin(rows, in_pairs)] if background is not None else rows[:0]
+        )
     place = np.searchsorted(parents, labelled["parent"].to_numpy())
     test = {"coarse": np.concatenate([parents, glass[coarse]]), "fine": np.concatenate([children, glass[fine]])}
     return test, np.concatenate([place, np.full(len(glass[fine]), -1)])
 
 
-def _unlabelled_train(data: Embedded, magnification: float) -> NDArray[np.int64]:
-    return data.rows("train", magnification, labelled=False)
-
-
-def _moments(features: NDArray) -> tuple[NDArray, NDArray] | None:
-    if not len(features):
-        return None
-    mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
-    return mean.astype(np.float32), np.where(std > 1e-6, std, 1).astype(np.float32)
-
-
-def _standardise(features: NDArray, moments: tuple[NDArray, NDArray] | None) -> NDArray[np.float32]:
-    return features if moments is None else (features - moments[0]) / moments[1]
+def _aligned(data: Embedded, transition: tuple[float, float], features: NDArray) -> Iterator[tuple[str, NDArray]]:
+    """Fine embeddings carried onto the coarse ones by the training tiles of both, labelled or not: (suffix, features)."""
+    coarse, fine = (data.rows("train", magnification, labelled=False) for magnification in transition)
+    if len(coarse) and len(fine):
+        target, source = moments(data.features[coarse]), moments(data.features[fine])
+        yield "_matched", match_moments(source, target)(features)
+        yield "_coral", coral(source, target)(features)

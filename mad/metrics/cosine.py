@@ -2,7 +2,7 @@
 
 For unit vectors the sum over all pairs is one inner product of sums, sum_ij p_i . c_j = (sum_i p_i) . (sum_j c_j). Sums per
 group (here: slide and class) in float64 therefore give every mean of Table 4 in O(n d), and keep apart the negatives of the
-same slide, of the same patient and of other patients. Aligned pairs are subtracted from their group: what is left are the negatives.
+same slide, of the same patient and of other patients. Aligned pairs are subtracted from their group: the negatives are left.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ def pair_sums(
     parent_of = np.asarray(parent_of, np.int64)
     parent_total = group_sums(parents, parent_group, num_groups, centre=parent_centre, chunk=chunk)
     child_total = group_sums(children, child_group, num_groups, centre=child_centre, chunk=chunk)
-    aligned = aligned_cosines(parents, children, parent_of, parent_centre=parent_centre, child_centre=child_centre, chunk=chunk)
+    aligned = aligned_cosines(
+        parents, children, parent_of, parent_centre=parent_centre, child_centre=child_centre, chunk=chunk
+    )
     cell = np.asarray(parent_group, np.int64)[parent_of] * num_groups + np.asarray(child_group, np.int64)
     shape = (num_groups, num_groups)
-    aligned_sum = np.bincount(cell, weights=aligned, minlength=num_groups**2).reshape(shape)
+    aligned_sum = np.bincount(cell, weights=aligned, minlength=num_groups**2).astype(np.float64).reshape(shape)
     aligned_count = np.bincount(cell, minlength=num_groups**2).reshape(shape)
     parent_num = np.bincount(np.asarray(parent_group, np.int64), minlength=num_groups)
     child_num = np.bincount(np.asarray(child_group, np.int64), minlength=num_groups)
@@ -70,7 +72,9 @@ def pair_sums(
     )
 
 
-def group_sums(features: NDArray, group: NDArray, num_groups: int, *, centre: NDArray | None = None, chunk: int = 8192) -> Floats:
+def group_sums(
+    features: NDArray, group: NDArray, num_groups: int, *, centre: NDArray | None = None, chunk: int = 8192
+) -> Floats:
     """Sum of the unit vectors of each group [G, d], in float64."""
     codes = torch.from_numpy(np.asarray(group, np.int64))
     total = torch.zeros(num_groups, features.shape[1], dtype=torch.float64)

@@ -35,7 +35,9 @@ def davies_bouldin(features: NDArray, labels: NDArray, chunk: int = 8192) -> flo
         scatter.index_add_(0, codes_t[rows], offsets.norm(dim=1))
     scatter /= counts
     distances = torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist")
-    if torch.allclose(scatter, torch.zeros((), dtype=torch.float64)) or torch.allclose(distances, torch.zeros((), dtype=torch.float64)):
+    if torch.allclose(scatter, torch.zeros((), dtype=torch.float64)) or torch.allclose(
+        distances, torch.zeros((), dtype=torch.float64)
+    ):
         return 0.0
     distances[distances == 0] = torch.inf
     return float(((scatter[:, None] + scatter[None, :]) / distances).max(dim=1).values.mean())

@@ -46,7 +46,9 @@ def knn_predict(
         ValueError: a run's bank is empty.
     """
     num_rows = len(labels)
-    weights = torch.from_numpy(np.ones((1, num_rows), np.int64) if copies is None else np.asarray(copies, np.int64)).to(device)
+    weights = torch.from_numpy(np.ones((1, num_rows), np.int64) if copies is None else np.asarray(copies, np.int64)).to(
+        device
+    )
     if not (weights.sum(1) > 0).all():
         raise ValueError("k-NN has an empty bank: no row of it has a copy")
     codes = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
@@ -87,7 +89,9 @@ def vote(neighbour_labels: Tensor, copies: Tensor, k: int, num_classes: int) -> 
     return (votes - nearest.double() / (num_ranks + 1)).argmax(1)
 
 
-def _merge(best: tuple[Tensor, Tensor], similarity: Tensor, weight: Tensor, first: int, k: int) -> tuple[Tensor, Tensor]:
+def _merge(
+    best: tuple[Tensor, Tensor], similarity: Tensor, weight: Tensor, first: int, k: int
+) -> tuple[Tensor, Tensor]:
     """Running top-k (similarity, bank row) with one more part of the bank, rows without copies left out."""
     kept = weight.nonzero()[:, 0]
     part = similarity if len(kept) == len(weight) else similarity[:, kept]

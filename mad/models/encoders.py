@@ -21,7 +21,7 @@ from mad.config import Config
 from mad.config.model import EncoderConfig
 from mad.config.recipe import freeze_recipe
 from mad.files import MadError
-from mad.models.vit import mean_std
+from mad.models.vit import build_backbone, mean_std
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -48,6 +48,11 @@ def build_backbone(config: BackboneConfig, image_px: int, *, pretrained: bool = 
                 raise MadError(f"backbone: {config.model} refuses an argument of {attempt | args}: {error}") from None
         except (AssertionError, RuntimeError, ValueError) as error:
             raise MadError(f"backbone: {config.model} cannot be made with {attempt | args}: {error}") from None
+        except OSError as error:  # what downloads raise
+            raise MadError(
+                f"init: timm: the weights of {config.model} cannot be had ({str(error)[:200]}); download them where there is "
+                f"a network (the cache is set by HF_HOME), or set init: random"
+            ) from None
     _check_output(model, config, image_px)
     return model
 

@@ -23,7 +23,7 @@ from mad.files import Pathlike, atomic_path
 PALETTE = ["#7b5ea7", "#f2a541", "#1b9e77", "#d9486e", "#d9d9d9", "#4a90d9", "#a6761d", "#66a61e", "#e7298a", "#444444"]
 MARKERS = ["o", "s", "^", "D", "P", "v", "X", "*", "h", "<"]
 COARSE, FINE, LINE = "#2166ac", "#d6303a", "#b4b4b4"
-STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "axes.linewidth": 0.6, "savefig.facecolor": "white"}
+STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 9, "axes.linewidth": 0.6, "savefig.facecolor": "white"}
 
 
 def class_colours(classes: Sequence[str], chosen: dict[str, str]) -> dict[str, str]:
@@ -65,10 +65,17 @@ def figure3(
         ]
         marks.append(Line2D([], [], color=LINE, linewidth=1, label="parent – child"))
         marks += [
-            Line2D([], [], color="#444444", marker=_marker(name, classes), linestyle="", markersize=5.5, label=name) for name in present
+            Line2D([], [], color="#444444", marker=_marker(name, classes), linestyle="", markersize=5.5, label=name)
+            for name in present
         ]
         figure.tight_layout(rect=(0, 0.62 / figure.get_figheight(), 1, 1))
-        figure.legend(handles=marks, loc="lower center", ncol=min(len(marks), 4 if columns < 3 else 8), frameon=False, fontsize=8.5)
+        figure.legend(
+            handles=marks,
+            loc="lower center",
+            ncol=min(len(marks), 4 if columns < 3 else 8),
+            frameon=False,
+            fontsize=8.5,
+        )
         _save(figure, path)
 
 
@@ -129,7 +136,9 @@ def figure4(
                 if score is not None:
                     axis.set_xlabel(f"mIoU {score:.3f}", fontsize=8.5, labelpad=3)
         figure.tight_layout(rect=(0, 0.42 / figure.get_figheight(), 1, 1), h_pad=0.6, w_pad=0.6)
-        patches = [Patch(facecolor=colour, edgecolor="#777777", linewidth=0.5, label=name) for name, colour in colours.items()]
+        patches = [
+            Patch(facecolor=colour, edgecolor="#777777", linewidth=0.5, label=name) for name, colour in colours.items()
+        ]
         patches.append(Patch(facecolor="white", edgecolor="#777777", linewidth=0.5, label="no label"))
         figure.legend(handles=patches, loc="lower center", ncol=len(patches), frameon=False, fontsize=9)
         _save(figure, path)

@@ -35,7 +35,12 @@ def slide_table(slides: pd.DataFrame, tiles: dict[str, pd.DataFrame], shards: di
     empty = [row.name for row in rows if not row.cells.get("in shards", Cell(value=0)).value]
     notes = [f"{len(empty)} slide(s) gave no tile: {', '.join(empty)}. Their cause is in logs/."] if empty else []
     return Table(
-        name="slides", title="Slides", blocks=[Block(title="Slides", columns=columns)], rows=rows, row_header="Slide", notes=notes
+        name="slides",
+        title="Slides",
+        blocks=[Block(title="Slides", columns=columns)],
+        rows=rows,
+        row_header="Slide",
+        notes=notes,
     )
 
 
@@ -75,7 +80,12 @@ def health_table(names: list[str], summaries: dict[str, dict[str, Any]]) -> Tabl
         *(Column(key=f"health {key}", header=key, digits=3) for key in measured),
     ]
     return Table(
-        name="health", title="Health of the trainings", blocks=[Block(title="Runs", columns=columns)], rows=rows, row_header="Run", notes=notes
+        name="health",
+        title="Health of the trainings",
+        blocks=[Block(title="Runs", columns=columns)],
+        rows=rows,
+        row_header="Run",
+        notes=notes,
     )
 
 
@@ -97,9 +107,18 @@ def time_table(jobs: pd.DataFrame) -> Table:
         Column(key="cpu", header="CPU time (s)", digits=1),
         Column(key="memory", header="Peak memory of a job (MB)", digits=0),
     ]
-    notes = ["Sum of the jobs' wall-clock times; jobs that ran side by side count twice."] if rows else ["No benchmark files."]
+    notes = (
+        ["Sum of the jobs' wall-clock times; jobs that ran side by side count twice."]
+        if rows
+        else ["No benchmark files."]
+    )
     return Table(
-        name="time", title="Time budget", blocks=[Block(title="Stages", columns=columns)], rows=rows, row_header="Stage", notes=notes
+        name="time",
+        title="Time budget",
+        blocks=[Block(title="Stages", columns=columns)],
+        rows=rows,
+        row_header="Stage",
+        notes=notes,
     )
 
 

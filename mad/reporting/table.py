@@ -77,7 +77,9 @@ class Table:
                 line["absent"] = row.absent
                 lines.append(line)
         keys = [column.key for block in self.blocks for column in block.columns]
-        return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["source", self.row_header.lower(), *keys, "absent"])
+        return (
+            pd.DataFrame(lines) if lines else pd.DataFrame(columns=["source", self.row_header.lower(), *keys, "absent"])
+        )
 
     def markdown(self) -> str:
         """Blocks as Markdown tables, the paper's rows apart, then the notes."""
@@ -87,7 +89,10 @@ class Table:
             printed = [row for row in self.published if any(column.key in row.cells for column in block.columns)]
             if printed:
                 filled = [column for column in block.columns if any(column.key in row.cells for row in printed)]
-                parts += [f"*{self.published_note}:*", _grid("Model", Block(title="", columns=filled), printed, bold=False)]
+                parts += [
+                    f"*{self.published_note}:*",
+                    _grid("Model", Block(title="", columns=filled), printed, bold=False),
+                ]
         absent = [f"{row.name} is absent: {row.absent}." for row in self.rows if row.absent]
         parts.append("\n".join(f"- {note}" for note in self.notes + absent))
         return "\n\n".join(part for part in parts if part) + "\n"

@@ -3,6 +3,7 @@ but counts: what a table prints stands in a JSON."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,9 @@ BLOCK_NOTE = "Not patient-held-out: training and test tiles come from parts of t
 UNLABELLED = "Unlabelled"
 
 
-def table2(tiles: pd.DataFrame, *, classes: list[str], background: str | None, ladder: list[float], split_by: str) -> Table:
+def table2(
+    tiles: pd.DataFrame, *, classes: list[str], background: str | None, ladder: list[float], split_by: str
+) -> Table:
     """Composition of the shards, in the paper's layout.
 
     Args:
@@ -30,8 +33,10 @@ def table2(tiles: pd.DataFrame, *, classes: list[str], background: str | None, l
     readable = tiles[tiles["status"] == "ok"] if "status" in tiles else tiles
     label_of = readable.drop_duplicates("tile_id").set_index("tile_id")["label"]
     sample_class = readable["sample_id"].map(label_of).astype(object)
-    readable = readable.assign(own=readable["label"].astype(object).fillna(UNLABELLED), group=sample_class.fillna(UNLABELLED))
-    kinds = [f"{coarse:g}x-{fine:g}x" for coarse, fine in zip(ladder, ladder[1:], strict=False)]
+    readable = readable.assign(
+        own=readable["label"].astype(object).fillna(UNLABELLED), group=sample_class.fillna(UNLABELLED)
+    )
+    kinds = [f"{coarse:g}x-{fine:g}x" for coarse, fine in pairwise(ladder)]
     splits = ["train", "val", "test"]
     columns = [Column(key=kind, header=kind.replace("-", " → "), digits=0) for kind in kinds]
     columns += [Column(key="standalone", header=f"Standalone ({', '.join(f'{m:g}x' for m in ladder)})", digits=0)]
@@ -61,8 +66,9 @@ def table2(tiles: pd.DataFrame, *, classes: list[str], background: str | None, l
     rows.append(Row(name="Grand Total", cells={key: Cell(value=number) for key, number in grand.items()}))
     notes = [
         "Parents → children; a pair belongs to the class of its parent.",
-        f"Total, as the paper counts it: the children of both transitions{f'; for {background}: its standalone tiles as well' if background else ''}. "
-        "Train, val and test are parts of this total.",
+        "Total, as the paper counts it: the children of both transitions"
+        + (f"; for {background}: its standalone tiles as well. " if background else ". ")
+        + "Train, val and test are parts of this total.",
         "Unique tiles: every tile once, by its own class, whatever its role; a 10x tile can be a child and a parent.",
     ]
     if len(readable) < len(tiles):
@@ -77,6 +83,7 @@ def table2(tiles: pd.DataFrame, *, classes: list[str], background: str | None, l
 def table3(encoders: list[str], reports: Reports, classes: list[str]) -> Table:
     """F1 per class by linear probe and k-NN, AMI and DBI; beside them macro F1 and the sound probe."""
     rows = []
+    magnifications: dict[str, None] = {}
     for encoder in encoders:
         classification, reason = _report(reports, encoder, "classification")
         clustering, other = _report(reports, encoder, "clustering")
@@ -91,6 +98,9 @@ def table3(encoders: list[str], reports: Reports, classes: list[str]) -> Table:
             cells |= {"ami": _cell(clustering["global"]["ami"]), "dbi": _cell(clustering["global"]["dbi"])}
             cells["unit ami"] = _cell(clustering["unit"]["ami"])
             cells["dbi classes"] = Cell(value=clustering["dbi_classes"])
+            apart = clustering["by_magnification"]
+            cells |= {f"ami {magnification}": _cell(part["ami"]) for magnification, part in apart.items()}
+            magnifications |= dict.fromkeys(apart)
         rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason or other))
 
     def f1(kind: str) -> list[Column]:
@@ -99,7 +109,9 @@ def table3(encoders: list[str], reports: Reports, classes: list[str]) -> Table:
 
     blocks = [
         Block(title="Linear F1 (↑)", columns=f1("linear")),
-        Block(title="k-NN F1 (↑)", columns=[*f1("knn"), Column(key="knn whole", header="Macro, whole bank", best="max")]),
+        Block(
+            title="k-NN F1 (↑)", columns=[*f1("knn"), Column(key="knn whole", header="Macro, whole bank", best="max")]
+        ),
         Block(
             title="Global clustering",
             columns=[
@@ -107,6 +119,7 @@ def table3(encoders: list[str], reports: Reports, classes: list[str]) -> Table:
                 Column(key="dbi", header="DBI (↓)", best="min"),
                 Column(key="unit ami", header="AMI, L2-normalised (↑)", best="max"),
                 Column(key="dbi classes", header="DBI of true classes (↓)", best="min"),
+                *(Column(key=f"ami {m}", header=f"AMI, {m} alone (↑)", best="max") for m in magnifications),
             ],
         ),
         Block(title="Sound probe F1 (↑): standardised, full batch", columns=f1("sound")),
@@ -144,9 +157,14 @@ def table4(encoders: list[str], reports: Reports) -> Table:
                     first = variant == "cosine pair_average"
                     interval = intervals.get(key) if first and key.startswith("delta") else None
                     name = key if first else f"{variant} {key}"
-                    cells[name] = Cell(value=report[space][average][key], interval=tuple(interval) if interval else None)
+                    cells[name] = Cell(
+                        value=report[space][average][key], interval=tuple(interval) if interval else None
+                    )
             for way, part in report["retrieval"].items():
-                cells[way], cells[f"{way} chance"] = Cell(value=_percent(part["at_1"])), Cell(value=_percent(part["chance"]))
+                cells[way], cells[f"{way} chance"] = (
+                    Cell(value=_percent(part["at_1"])),
+                    Cell(value=_percent(part["chance"])),
+                )
         rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason))
     blocks = []
     for variant, title in variants.items():
@@ -158,9 +176,12 @@ def table4(encoders: list[str], reports: Reports) -> Table:
         retrieval.append(Column(key=way, header=f"{header} (%) ↑", digits=1, best="max"))
         retrieval.append(Column(key=f"{way} chance", header="chance (%)", digits=1))
     blocks.append(Block(title="Retrieval@1 within the slide", columns=retrieval))
-    transition = next((r["consistency"]["transition"] for r in reports.values() if _ok(r.get("consistency"))), "10x-40x")
+    transition = next(
+        (r["consistency"]["transition"] for r in reports.values() if _ok(r.get("consistency"))), "10x-40x"
+    )
+    title = f"Table 4. Cross-magnification consistency, {transition.replace('-', ' → ')}"
     return Table(
-        name="table4", title=f"Table 4. Cross-magnification consistency, {transition.replace('-', ' → ')}", blocks=blocks, rows=rows,
+        name="table4", title=title, blocks=blocks, rows=rows,
         notes=_notes(reports, "consistency") + _bootstrap_notes(reports, "consistency"),
         published=_published(published.TABLE4), published_note=published.NOTE,
     )  # fmt: skip
@@ -173,7 +194,10 @@ def table5(encoders: list[str], reports: Reports) -> Table:
         "paper without_background": "The paper's probe, without Background tiles",
         "sound with_background": "Sound probe: standardised, full batch",
         "sound without_background": "Sound probe, without Background tiles",
-        "standardised with_background": "The paper's probe after unlabelled standardisation of each magnification",
+        "paper_matched with_background": "The paper's probe, fine embeddings given the coarse mean and deviation (no labels)",
+        "paper_coral with_background": "The paper's probe, fine embeddings given the coarse mean and covariance (CORAL, no labels)",
+        "sound_matched with_background": "Sound probe, fine embeddings given the coarse mean and deviation (no labels)",
+        "sound_coral with_background": "Sound probe, fine embeddings given the coarse mean and covariance (CORAL, no labels)",
     }
     scores = {"iou": "mean_iou", "dice": "mean_dice", "accuracy": "accuracy"}
     rows = []
@@ -183,7 +207,7 @@ def table5(encoders: list[str], reports: Reports) -> Table:
         for variant in variants if report else ():
             assert report is not None
             probe, background = variant.split(" ")
-            part = (report[probe] or {}).get(background)
+            part = report.get(probe, {}).get(background)
             if part is None:
                 continue
             prefix = _prefix(variant)
@@ -209,11 +233,40 @@ def table5(encoders: list[str], reports: Reports) -> Table:
         if variant.endswith(" with_background"):  # of all children, whatever their class
             columns.append(Column(key=f"{prefix}agreement", header="Agreement (%)", digits=1, best="max"))
         blocks.append(Block(title=title, columns=columns))
+    title = f"Table 5. Cross-magnification generalisation: trained on {coarse:g}x, tested on {coarse:g}x and {fine:g}x"
     return Table(
-        name="table5", title=f"Table 5. Cross-magnification generalisation: trained on {coarse:g}x, tested on {coarse:g}x and {fine:g}x",
+        name="table5", title=title,
         blocks=blocks, rows=rows, notes=_notes(reports, "transfer") + _bootstrap_notes(reports, "transfer"),
         published=_published(published.TABLE5), published_note=published.NOTE,
     )  # fmt: skip
+
+
+def scale_table(encoders: list[str], reports: Reports) -> Table:
+    """Train-magnification x test-magnification matrix of mean IoU, a block per training magnification."""
+    rows: list[Row] = []
+    ladder: list[str] = []
+    for encoder in encoders:
+        report, reason = _report(reports, encoder, "transfer")
+        matrix = report["matrix"] if report else {}
+        ladder = ladder or list(matrix)
+        cells = {f"{a} to {b}": Cell(value=value) for a, row in matrix.items() for b, value in row.items()}
+        rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason))
+    blocks = [
+        Block(
+            title=f"Trained on {trained}",
+            columns=[
+                Column(key=f"{trained} to {tested}", header=f"Tested on {tested}", best="max") for tested in ladder
+            ],
+        )
+        for trained in ladder
+    ]
+    notes = _rules(reports, "transfer", "matrix", "sound")
+    done = [parts["transfer"] for parts in reports.values() if _ok(parts.get("transfer"))]
+    if done and done[0]["split_by"] == "block":
+        notes = [BLOCK_NOTE, *notes]
+    return Table(
+        name="scales", title="Every magnification to every other: mean IoU", blocks=blocks, rows=rows, notes=notes
+    )
 
 
 def _prefix(variant: str) -> str:
@@ -241,7 +294,9 @@ def _percent(share: float | None) -> float | None:
 
 
 def _published(rows: dict[str, dict[str, float]]) -> list[Row]:
-    return [Row(name=name, cells={key: Cell(value=value) for key, value in cells.items()}) for name, cells in rows.items()]
+    return [
+        Row(name=name, cells={key: Cell(value=value) for key, value in cells.items()}) for name, cells in rows.items()
+    ]
 
 
 def _notes(reports: Reports, protocol: str) -> list[str]:
@@ -253,8 +308,12 @@ def _notes(reports: Reports, protocol: str) -> list[str]:
     notes = [BLOCK_NOTE] if first["split_by"] == "block" else []
     if "runs" in first:
         steps = first["probe"]
-        notes.append(f"Mean ± standard deviation over {first['runs']} runs (seeds {first['seeds'][0]} … {first['seeds'][-1]}).")
-        notes.append(f"The paper's probe: Adam {steps['lr']:g}, batch {steps['batch']}, {steps['steps']:,} steps (unpublished; ours).")
+        notes.append(
+            f"Mean ± standard deviation over {first['runs']} runs (seeds {first['seeds'][0]} … {first['seeds'][-1]})."
+        )
+        notes.append(
+            f"The paper's probe: Adam {steps['lr']:g}, batch {steps['batch']}, {steps['steps']:,} steps (unpublished; ours)."
+        )
     for where in ("train", "test"):
         if first.get(f"absent_in_{where}"):
             notes.append(f"Classes without {where} tiles: {', '.join(first[f'absent_in_{where}'])}.")

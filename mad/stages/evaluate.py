@@ -85,7 +85,9 @@ def load(config: Config, encoder: str) -> Embedded:
             shard = results / "shard" / f"{slide}.parquet"
             array = embed / f"{slide}.npy"
             if not shard.exists() or not array.exists():  # a quarantined slide has neither
-                log(f"evaluate {encoder}: slide {slide} has no {'shards' if not shard.exists() else 'embeddings'}, left out")
+                log(
+                    f"evaluate {encoder}: slide {slide} has no {'shards' if not shard.exists() else 'embeddings'}, left out"
+                )
                 continue
             table = read_parquet(shard)
             if not len(table):
@@ -94,7 +96,13 @@ def load(config: Config, encoder: str) -> Embedded:
             features = np.load(array, mmap_mode="r", allow_pickle=False)
             if features.ndim != 2 or len(features) != len(rows):
                 raise MadError(f"{array}: {features.shape} for {len(rows)} tiles; delete it and run `mad embed` again")
-            yield slide, table, read_parquet(results / "tile" / f"{slide}.parquet", ["tile_id", "label"]), rows, features
+            yield (
+                slide,
+                table,
+                read_parquet(results / "tile" / f"{slide}.parquet", ["tile_id", "label"]),
+                rows,
+                features,
+            )
 
     return assemble(slides, per_slide(), classes=list(config.label.classes), background=config.label.background)
 
@@ -147,7 +155,9 @@ def _segmentation(config: Config, encoder: str, probes: list[Probe], painted_pat
     write_parquet(painted_path, paint_nothing() if painted is None else painted)
     if painted is None:
         raise NotApplicableError(
-            "no probe: Table 5 is not applicable" if not probes else f"no dense embeddings of {wanted or 'any slide'} under {folder}"
+            "no probe: Table 5 is not applicable"
+            if not probes
+            else f"no dense embeddings of {wanted or 'any slide'} under {folder}"
         )
     return {
         "rules": RULES,

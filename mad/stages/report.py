@@ -31,7 +31,7 @@ def run(config: Config) -> None:
         MadError: there is no cohort table.
     """
     from mad.reporting.qc import health_table, slide_table, time_table
-    from mad.reporting.tables import table2, table3, table4, table5
+    from mad.reporting.tables import scale_table, table2, table3, table4, table5
 
     results = Path(config.results)
     cohort = results / "cohort" / "slides.parquet"
@@ -52,6 +52,7 @@ def run(config: Config) -> None:
         table3(encoders, reports, classes),
         table4(encoders, reports),
         table5(encoders, reports),
+        scale_table(encoders, reports),
         slide_table(slides, tiles, shards),
         health_table([run.name for run in config.runs], _summaries(config)),
         time_table(_benchmarks(results / "benchmarks")),
@@ -93,7 +94,9 @@ def _labelled(shards: dict[str, pd.DataFrame], tiles: dict[str, pd.DataFrame]) -
     """Rows of all shard tables with each tile's label."""
     import pandas as pd
 
-    parts = [shard.merge(tiles[slide][["tile_id", "label"]], on="tile_id", how="left") for slide, shard in shards.items()]
+    parts = [
+        shard.merge(tiles[slide][["tile_id", "label"]], on="tile_id", how="left") for slide, shard in shards.items()
+    ]
     columns = ["tile_id", "kind", "role", "sample_id", "split", "status", "label"]
     parts = [part for part in parts if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

@@ -5,7 +5,7 @@ and, last, summary.json. Runs on one process, or on many under `torchrun` with t
 
 A run is known by its recipe, its data and the weights it starts from. The same run resumes; of another one the encoder,
 checkpoints and metrics are moved to `archive/` before the new run starts: trained weights are never overwritten. On SIGTERM
-the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h).
+the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own.
 """
 
 from __future__ import annotations
@@ -193,13 +193,15 @@ def _summarise(
     for warning in warnings:
         log(f"{entry.name}: WARNING: {warning}")
     rates = sorted(record["images_per_s"] for record in records)
+    waited = math.fsum(record["data_wait_s"] for record in records) / max(provenance.get("seconds", 0.0), 1e-9)
     write_json(
         folder / "summary.json",
         {
             **{key: value for key, value in provenance.items() if key != "recipe"},
             **identity,
             "name": entry.name, "method": entry.method, "final_loss": loss, "ln_k": math.log(entry.head.prototypes),
-            "first_loss": records[0]["dino"], "images_per_s_median": rates[len(rates) // 2], "health": health,
+            "first_loss": records[0]["dino"], "images_per_s_median": rates[len(rates) // 2], "data_wait_share": round(waited, 3),
+            "health": health,
             "collapsed": bool(warnings), "warnings": warnings, "tile_px": recipe["tile_px"],
         },
     )  # fmt: skip

@@ -18,6 +18,8 @@ from mad.training.data import Batch, Group
 from mad.training.ssl import dino_cross_entropy, koleo_by_position, multicrop_terms, pair_terms, sinkhorn_knopp
 from mad.training.views import normalise
 
+KOLEO_FLOOR = 0.01  # two tiles of bare glass coincide: with a smaller floor their repulsion drowns every other gradient
+
 
 @dataclass(frozen=True)
 class Numerics:
@@ -124,6 +126,6 @@ def _koleo(by_kind: dict[str, Tensor], embeddings: Tensor, run: RunConfig) -> Te
         rows = by_kind.get(kind, embeddings[:0].reshape(0, views, embeddings.shape[-1]))
         everyone = ranks.gather(rows)
         if len(everyone):
-            losses.append(koleo_by_position(everyone) * len(everyone))
+            losses.append(koleo_by_position(everyone, KOLEO_FLOOR) * len(everyone))
             counts.append(len(everyone))
     return torch.stack(losses).sum() / sum(counts)

@@ -87,12 +87,12 @@ def koleo(embeddings: Tensor, epsilon: float = 1e-8) -> Tensor:
         return -torch.log(F.pairwise_distance(x, x[nearest], eps=epsilon) + epsilon).mean()
 
 
-def koleo_by_position(embeddings: Tensor) -> Tensor:
+def koleo_by_position(embeddings: Tensor, epsilon: float = 1e-8) -> Tensor:
     """KoLeo over samples at each view position of [B, S, D], averaged over the S positions.
 
     Views of one sample never meet: siblings of one parent, or two crops of one tile, must not repel each other.
     """
-    return torch.stack([koleo(embeddings[:, s]) for s in range(embeddings.shape[1])]).mean()
+    return torch.stack([koleo(embeddings[:, s], epsilon) for s in range(embeddings.shape[1])]).mean()
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
 BLUR_SIGMA = (0.1, 2.0)  # pixels of a 224 px image (DINOv2), scaled with the tile
+QUARTER_TURNS = (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
 FIRST_GLOBAL, OTHER_GLOBAL, LOCAL = 0, 1, 2
 
 
@@ -55,11 +56,11 @@ def multicrop_views(
     """DINOv2's views of one tile: global crops of the tile's own size for both networks, local crops for the student."""
     side = tile.shape[0]
     large = [
-        photometric(crop(dihedral(tile, rng), views.global_scale, side, rng), config, rng, min(place, OTHER_GLOBAL))
+        photometric(dihedral(crop(tile, views.global_scale, side, rng), rng), config, rng, min(place, OTHER_GLOBAL))
         for place in range(views.global_crops)
     ]
     small = [
-        photometric(crop(dihedral(tile, rng), views.local_scale, local_px, rng), config, rng, LOCAL)
+        photometric(dihedral(crop(tile, views.local_scale, local_px, rng), rng), config, rng, LOCAL)
         for _ in range(views.local_crops)
     ]
     local = np.stack(small) if small else np.empty((0, 0, 0, 3), np.uint8)
@@ -68,8 +69,10 @@ def multicrop_views(
 
 def dihedral(image: Image, rng: np.random.Generator) -> Image:
     """One of the eight flips and quarter turns of a square, each as likely."""
-    turned = np.rot90(image, int(rng.integers(4)))
-    return np.ascontiguousarray(turned[:, ::-1] if rng.integers(2) else turned)
+    turn, mirror = int(rng.integers(4)), bool(rng.integers(2))
+    if turn:
+        image = cv2.rotate(image, QUARTER_TURNS[turn - 1])  # type: ignore[assignment]
+    return cv2.flip(image, 1) if mirror else image  # type: ignore[return-value]
 
 
 def crop(image: Image, scale: tuple[float, float], side: int, rng: np.random.Generator) -> Image:

@@ -72,8 +72,6 @@ rule tile_slide:
         f"{RESULTS}/logs/tile/{{slide}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/tile/{{slide}}.tsv"
-    group:
-        "slides"
     conda:
         "../../envs/mad.yaml"
     shell:
@@ -120,8 +118,6 @@ rule shard_slide:
         f"{RESULTS}/logs/shard/{{slide}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/shard/{{slide}}.tsv"
-    group:
-        "slides"
     conda:
         "../../envs/mad.yaml"
     shell:

@@ -61,7 +61,9 @@ def draw_architecture(layout: Layout, rng: np.random.Generator) -> Map:
     weave = sum(bent(band_pass(rng, BANK_UM, 22.0, angle)) for angle in (np.pi / 4, 3 * np.pi / 4)) / np.sqrt(2)
     texture = (texture * (1 - band) + weave * band) / np.sqrt((1 - band) ** 2 + band**2)
     _draw_vessels(texture, layout, rng)
-    return np.clip(standardise_locally(texture, layout.tissue, MEAN_UM / CELL_UM, SPREAD_UM / CELL_UM, 0.1), -CLIP, CLIP)
+    return np.clip(
+        standardise_locally(texture, layout.tissue, MEAN_UM / CELL_UM, SPREAD_UM / CELL_UM, 0.1), -CLIP, CLIP
+    )
 
 
 def _draw_vessels(texture: Map, layout: Layout, rng: np.random.Generator) -> None:
@@ -70,7 +72,9 @@ def _draw_vessels(texture: Map, layout: Layout, rng: np.random.Generator) -> Non
     height, width = texture.shape
     most = max(VESSELS_PER_MM2)
     count = rng.poisson(height * width * 1e-6 * most)
-    for x, y, chance in zip(rng.uniform(0, width, count), rng.uniform(0, height, count), rng.random(count), strict=True):
+    for x, y, chance in zip(
+        rng.uniform(0, width, count), rng.uniform(0, height, count), rng.random(count), strict=True
+    ):
         radius, stretch, turn = rng.uniform(3.5, 6), rng.uniform(1, 1.6), rng.uniform(0, 180)
         if chance * most >= density[int(y / 4), int(x / 4)]:
             continue

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mad.slides.synthetic.fields import Map, band_pass, blend_weights, resize, standardise_locally, without_area_mean
 from mad.slides.synthetic.architecture import MEAN_UM, SPREAD_UM, TANGENTIAL, directions, span
+from mad.slides.synthetic.fields import Map, band_pass, blend_weights, resize, standardise_locally, without_area_mean
 from mad.slides.synthetic.layout import CELL_PX, CELL_UM, GLASS, MPP, Layout
 
-FIBRIL_PERIODS_PX = (3.4, 5.5, 8.9)
+FIBRIL_PERIODS_PX = (4.2, 6.2, 9.2)
 FIBRIL_BANK_PX = 864
-FIBRIL_PERIOD_RANGE = ((4.3, 6.2), (4.3, 6.2), (3.4, 4.7), (6.2, 8.9))
+FIBRIL_PERIOD_RANGE = ((5.0, 6.8), (5.0, 6.8), (4.2, 5.4), (6.8, 9.2))
 FIBRIL_ORDER_RANGE = ((0.5, 1.0), (0.0, 0.45), (0.0, 0.45), (0.5, 1.0))
 INK = 150
 """Grey value of a plain nucleus in the drawing."""
@@ -79,7 +79,7 @@ def _draw_cell(
         turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         reach = size * (0.85 + 0.5 * np.exp(-0.5 * (np.abs(turns - np.pi) / 0.35) ** 2) + 0.12 * np.cos(3 * turns))
         outline = np.stack([x + reach * np.cos(turns + tip), y + reach * np.sin(turns + tip)], 1)
-        cv2.fillPoly(drawing, [np.int32(outline * 16)], int(0.3 * INK), cv2.LINE_AA, 4)
+        cv2.fillPoly(drawing, [(outline * 16).astype(np.int32)], int(0.3 * INK), cv2.LINE_AA, 4)
     _draw_nucleus(drawing, x, y, diameter, elongation, turn, kind.vesicular)
     if rng.random() < kind.satellites:
         side = rng.uniform(0, 2 * np.pi)
@@ -97,11 +97,14 @@ def _draw_nucleus(
     radius = diameter_um / MPP / 2
     turns = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     dent = 1 + 0.07 * np.sin(2 * turns + x) + 0.05 * np.sin(3 * turns + y)
-    long, short = radius * np.sqrt(elongation) * dent * np.cos(turns), radius / np.sqrt(elongation) * dent * np.sin(turns)
+    long, short = (
+        radius * np.sqrt(elongation) * dent * np.cos(turns),
+        radius / np.sqrt(elongation) * dent * np.sin(turns),
+    )
     outline = np.stack([long * np.cos(turn) - short * np.sin(turn), long * np.sin(turn) + short * np.cos(turn)], 1)
 
     def ellipse(scale: float, value: float) -> None:
-        points = np.int32((outline * scale + (x, y)) * 16)
+        points = ((outline * scale + (x, y)) * 16).astype(np.int32)
         cv2.fillPoly(drawing, [points], min(255, int(value)), cv2.LINE_AA, 4)
 
     ellipse(1.0, INK * (1 + 0.5 * vesicular))
@@ -128,10 +131,10 @@ class Chromatin:
 def normalise_nuclei(nuclei: NDArray[np.uint8], layout: Layout) -> tuple[Map, Chromatin]:
     """The fine part of the nuclei [height, width], and their coarse part with the gain that levels the fine one."""
     height, width = nuclei.shape
-    average = np.asarray(cv2.resize(nuclei, (width // 4, height // 4), interpolation=cv2.INTER_AREA), np.float32) / INK
+    average = resize(nuclei, (height // 4, width // 4)) / np.float32(INK)
     sigma = SPREAD_UM / CELL_UM
     coarse = np.clip(standardise_locally(average, layout.tissue, MEAN_UM / CELL_UM, sigma, 0.06), -1.5, 5)
-    fine = nuclei.astype(np.float32) / INK - resize(average, nuclei.shape)
+    fine: Map = nuclei.astype(np.float32) / np.float32(INK) - resize(average, (height, width))
     energy = resize(fine**2, layout.classes.shape) * layout.tissue
     weight = cv2.GaussianBlur(layout.tissue, (0, 0), sigma) + 1e-3
     gain = 1 / np.sqrt(cv2.GaussianBlur(energy, (0, 0), sigma) / weight + 0.03**2)
@@ -148,8 +151,12 @@ class Fibrils:
     """The grain of nuclei, [864, 864]."""
 
 
-def make_fibrils(layout: Layout, rng: np.random.Generator) -> Fibrils:
-    """The textures of a slide and the weights by which the latents of its cells blend them."""
+def make_fibrils(layout: Layout, rng: np.random.Generator, blur_px: float) -> Fibrils:
+    """The textures of a slide and the weights by which the latents of its cells blend them.
+
+    What the scanner's blur will take from each period, a factor exp(-2 (pi blur / period)^2), is given beforehand: else the
+    contrast of a tile, and so its colour, would tell the period.
+    """
     period, order, _ = layout.cells
     weights = blend_weights(
         span(layout, period, FIBRIL_PERIOD_RANGE, geometric=True),
@@ -161,6 +168,6 @@ def make_fibrils(layout: Layout, rng: np.random.Generator) -> Fibrils:
     for size, kind in ((size, kind) for size in FIBRIL_PERIODS_PX for kind in angles):
         texture = without_area_mean(band_pass(rng, FIBRIL_BANK_PX, size, angles[kind]))
         if (size, kind) in weights:
-            banks[size, kind] = texture
+            banks[size, kind] = (texture * np.exp(2 * (np.pi * blur_px / size) ** 2)).astype(np.float32)
     chromatin = without_area_mean(band_pass(rng, FIBRIL_BANK_PX, 4.2))
     return Fibrils(weights, banks, chromatin)

@@ -26,9 +26,9 @@ from mad.slides.synthetic.tiles import Floats, SlideTiles, Tiles, read_tiles
 MAX_COLOUR_F1 = 0.5
 MAX_RETRIEVAL = 2.0
 """Times chance."""
-MAX_NULL_LEAK = 0.15
+MAX_NULL_LEAK = 0.2
 MIN_COUPLED_READING = 0.2
-"""Correlations."""
+"""Correlations with the latents, mean over the three."""
 MIN_CEILING_F1 = 0.6
 CANDIDATES = 64
 NEIGHBOURS = 15
@@ -65,14 +65,16 @@ def check_cohort(config: SyntheticConfig, out_dir: Pathlike) -> dict[str, Any]:
         "colour_retrieval": _colour_retrieval(groups),
         "latent_reading": _latent_reading(groups),
     }
-    leak, reading = found["latent_reading"]["held_out"], found["latent_reading"]["held_out"]
-    cross = (leak["cells_at_10x"]["mean"], leak["architecture_at_40x"]["mean"])
+    reading = found["latent_reading"]["held_out"]
+    own, cross = (
+        [reading[f"{kind}_at_{scale}"]["mean"] for kind, scale in pairs]
+        for pairs in ((("architecture", "10x"), ("cells", "40x")), (("cells", "10x"), ("architecture", "40x")))
+    )
     passed = {
         "colour_f1": all(found["colour_f1"]["held_out"][scale] <= MAX_COLOUR_F1 for scale in SCALES),
         "colour_retrieval": found["colour_retrieval"]["held_out"]["child_cosine"] <= MAX_RETRIEVAL,
         "classes_separable": all(found["texture_f1"]["held_out"][scale] >= MIN_CEILING_F1 for scale in SCALES),
-        "latents_visible": min(reading["architecture_at_10x"]["mean"], reading["cells_at_40x"]["mean"])
-        >= MIN_COUPLED_READING,
+        "latents_visible": min(own) >= MIN_COUPLED_READING,
         "scales_coupled_as_configured": max(map(abs, cross)) <= MAX_NULL_LEAK
         if config.decoupled
         else min(cross) >= MIN_COUPLED_READING,
@@ -182,7 +184,9 @@ def _latent_reading(groups: dict[str, list[SlideTiles]]) -> dict[str, dict[str, 
     for scale in SCALES:
         features = {name: _latent_rows(group, scale) for name, group in groups.items() if group}
         for kind in ("architecture", "cells"):
-            model = make_pipeline(StandardScaler(), Ridge(alpha=300.0)).fit(features["fit"][0], features["fit"][1][kind])
+            model = make_pipeline(StandardScaler(), Ridge(alpha=300.0)).fit(
+                features["fit"][0], features["fit"][1][kind]
+            )
             for name in result:
                 values, latents = features[name]
                 read = model.predict(values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +81,7 @@ def blend_weights(period: Map, direction: dict[str, Map], periods: tuple[float, 
     return {key: (weight / norm).astype(np.float32) for key, weight in raw.items() if weight.max() > 0}
 
 
-def resize(values: Map, shape: tuple[int, int]) -> Map:
+def resize(values: NDArray[Any], shape: tuple[int, int]) -> Map:
     """`values` on another grid over the same area: area average where it shrinks, bilinear where it grows. [shape]"""
     shrinks = shape[0] < values.shape[0]
     mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR

@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mad.config.synthetic import SyntheticConfig
 from mad.slides.synthetic.architecture import draw_architecture
 from mad.slides.synthetic.cells import Fibrils, draw_nuclei, make_fibrils, normalise_nuclei
 from mad.slides.synthetic.cohort import SCANNERS, scanner, slide_index
 from mad.slides.synthetic.fields import Map
 from mad.slides.synthetic.layout import CELL_PX, MPP, Layout, stream
-from mad.config.synthetic import SyntheticConfig
 
 STRIP_PX = 128
 HAEMATOXYLIN, EOSIN = (0.65, 0.70, 0.29), (0.12, 0.95, 0.28)
@@ -58,15 +58,15 @@ def render(config: SyntheticConfig, slide_id: str, layout: Layout) -> NDArray[np
     architecture = draw_architecture(layout, stream(config, slide_id, "architecture"))
     nuclei = draw_nuclei(layout, stream(config, slide_id, "nuclei"))
     fine_nuclei, chromatin = normalise_nuclei(nuclei, layout)
-    fibrils = make_fibrils(layout, stream(config, slide_id, "fibrils"))
+    fibrils = make_fibrils(layout, stream(config, slide_id, "fibrils"), stain.blur_px)
     # the tissue's edge: the grid's stairs smoothed, then sharpened; half the stain lies on the annotated border
-    tissue, grain = cv2.GaussianBlur(layout.tissue, (0, 0), 0.8), layout.cells[2]
+    tissue, grain = np.asarray(cv2.GaussianBlur(layout.tissue, (0, 0), 0.8), np.float32), layout.cells[2]
     picture = np.empty((*nuclei.shape, 3), np.uint8)
     for top in range(0, nuclei.shape[0], STRIP_PX):
         rows = slice(top, min(top + STRIP_PX, nuclei.shape[0]))
         here = _Strip(rows, nuclei.shape[1])
         fibre = _blend(fibrils, here)
-        eosin = 1 + 0.27 * here.enlarge(architecture) + 0.48 * fibre
+        eosin = 1 + 0.27 * here.enlarge(architecture) + 0.42 * fibre
         _stain_plaques(eosin, layout, here)
         fine = fine_nuclei[rows] * here.enlarge(chromatin.gain)
         fine += (nuclei[rows] > 60) * here.tile(fibrils.chromatin) * here.enlarge(0.2 + 2.0 * grain)

@@ -64,7 +64,9 @@ def read_tiles(config: SyntheticConfig, slide_id: str, folder: Pathlike, per_par
     with tifffile.TiffFile(path) as tiff:
         fine, coarse = (tiff.pages[level].asarray() for level in (0, 1))
     if fine.shape[:2] != (config.height, config.width):
-        raise MadError(f"{path}: {fine.shape[1]} x {fine.shape[0]} px, the config says {config.width} x {config.height}")
+        raise MadError(
+            f"{path}: {fine.shape[1]} x {fine.shape[0]} px, the config says {config.width} x {config.height}"
+        )
     truth = layout(config, slide_id)
     rows, columns = coarse.shape[0] // TILE_PX, coarse.shape[1] // TILE_PX
     count = rows * columns

@@ -1,0 +1,117 @@
+"""Does a mere offset explain the gap between magnifications, and what does a probe of any scale know of any other?
+
+Beyond the MAD paper: `match_moments` and `coral` carry fine embeddings onto the distribution of the coarse ones without a
+label, so that Table 5 can be read again after the simplest corrections (CORAL: Sun, Feng & Saenko 2016). `scale_matrix` is
+the train-magnification x test-magnification matrix, of which Table 5 shows one row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mad.config.evaluation import EvaluationConfig
+from mad.evaluation.data import Embedded, plain
+from mad.evaluation.probe import choose_sound_probe
+from mad.metrics.confusion import class_iou, confusion_matrix, macro
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Mean [d] and covariance [d, d] of a set of embeddings."""
+
+    mean: Floats
+    covariance: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine:
+    """x -> (x - source_mean) linear + target_mean."""
+
+    source_mean: Floats
+    linear: Floats
+    """[d, d], or [d] for one factor per dimension."""
+    target_mean: Floats
+
+    def __call__(self, features: NDArray, chunk: int = 8192) -> NDArray[np.float32]:
+        """Map features [n, d]."""
+        mapped = np.empty(features.shape, np.float32)
+        for start in range(0, len(features), chunk):
+            rows = np.asarray(features[start : start + chunk], np.float64) - self.source_mean
+            mapped[start : start + chunk] = (
+                rows * self.linear if self.linear.ndim == 1 else rows @ self.linear
+            ) + self.target_mean
+        return mapped
+
+
+def moments(features: NDArray, chunk: int = 8192) -> Moments:
+    """Mean and covariance of features [n, d], n >= 1, in float64."""
+    mean = features.mean(0, dtype=np.float64)
+    covariance = np.zeros((features.shape[1],) * 2)
+    for start in range(0, len(features), chunk):
+        rows = np.asarray(features[start : start + chunk], np.float64) - mean
+        covariance += rows.T @ rows
+    return Moments(mean=mean, covariance=covariance / len(features))
+
+
+def match_moments(source: Moments, target: Moments) -> Affine:
+    """Give every dimension the mean and standard deviation of the target; a constant dimension only its mean."""
+    spread, wanted = np.sqrt(np.diag(source.covariance)), np.sqrt(np.diag(target.covariance))
+    factor = np.where(spread > 1e-6, wanted / np.where(spread > 1e-6, spread, 1), 1.0)
+    return Affine(source_mean=source.mean, linear=factor, target_mean=target.mean)
+
+
+def coral(source: Moments, target: Moments, ridge: float = 1e-2) -> Affine:
+    """Whiten by the source, colour by the target: x (C_s + r I)^(-1/2) (C_t + r I)^(1/2), and the target's mean.
+
+    Args:
+        source: of the embeddings to be mapped.
+        target: of those that the probe was trained on.
+        ridge: r as a share of the mean variance of the target (the original adds I, whatever the scale).
+    """
+    add = ridge * max(np.trace(target.covariance) / len(target.mean), 1e-12) * np.eye(len(target.mean))
+    linear = _power(source.covariance + add, -0.5) @ _power(target.covariance + add, 0.5)
+    return Affine(source_mean=source.mean, linear=linear, target_mean=target.mean)
+
+
+def scale_matrix(
+    data: Embedded, config: EvaluationConfig, *, device: str | torch.device = "cpu"
+) -> dict[str, dict[str, float | None]]:
+    """Mean IoU of the sound probe trained on one magnification and tested on each: {"10x": {"2.5x": …, "10x": …}}.
+
+    Test tiles are all labelled test tiles of a magnification; null where a magnification has none to train or test on.
+    """
+    ladder = [float(m) for m in np.unique(data.tiles["magnification"].to_numpy(float))]
+    tests = {m: data.rows("test", m) for m in ladder}
+    matrix: dict[str, dict[str, float | None]] = {}
+    for trained in ladder:
+        train, val = data.rows("train", trained), data.rows("val", trained)
+        row: dict[str, float | None] = dict.fromkeys((f"{m:g}x" for m in ladder), None)
+        if len(train):
+            probe, _, _ = choose_sound_probe(
+                data.features[train],
+                data.codes[train],
+                num_classes=len(data.classes),
+                strengths=config.sound_strengths,
+                fallback=config.sound_strength,
+                val_features=data.features[val],
+                val_labels=data.codes[val],
+                device=device,
+            )
+            for tested, rows in tests.items():
+                if len(rows):
+                    predicted = probe.predict(data.features[rows], device=device)[0]
+                    pooled = confusion_matrix(data.codes[rows], predicted, len(data.classes))
+                    row[f"{tested:g}x"] = plain(float(macro(class_iou(pooled))))
+        matrix[f"{trained:g}x"] = row
+    return matrix
+
+
+def _power(symmetric: Floats, exponent: float) -> Floats:
+    values, vectors = np.linalg.eigh(symmetric)
+    return (vectors * values.clip(1e-12) ** exponent) @ vectors.T

@@ -1,0 +1,105 @@
+"""Figures 3 and 4: what is painted where, and that every case gives a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from mad.reporting.figures import PALETTE, class_colours, figure3, figure4, paint_raster
+
+CLASSES = ["Gray Matter", "White Matter"]
+COLOURS = {"Gray Matter": "#ff0000", "White Matter": "#0000ff"}
+
+
+def grid(
+    labels: list[list[str | None]], column: str = "label", side: float = 448.3, origin: float = 100
+) -> pd.DataFrame:
+    """Tiles on a grid whose origins were rounded to whole pixels, as on slides that are not native."""
+    lines = [
+        (round(origin + x * side), round(origin + y * side), round(side), label)
+        for y, row in enumerate(labels)
+        for x, label in enumerate(row)
+    ]
+    return pd.DataFrame(lines, columns=["x", "y", "side", column])
+
+
+def test_every_tile_is_painted_at_its_place() -> None:
+    labels = [["Gray Matter", "White Matter", None], ["White Matter", None, "Gray Matter"]]
+    image, extent = paint_raster(grid(labels), "label", COLOURS)
+    assert image.shape == (2, 3, 4)
+    for y, row in enumerate(labels):
+        for x, label in enumerate(row):
+            assert image[y, x].tolist() == ([*to_rgb(COLOURS[label]), 1] if label else [0, 0, 0, 0])
+    assert extent == [100, 100 + 3 * 448, 100 + 2 * 448, 100]
+
+
+def test_tiles_that_are_missing_stay_transparent() -> None:
+    tiles = grid([["Gray Matter"] * 4] * 3).drop(index=5)
+    image, _ = paint_raster(tiles, "label", COLOURS)
+    assert image[1, 1, 3] == 0 and image[..., 3].sum() == 11
+
+
+def test_chosen_colours_win_over_the_palette() -> None:
+    assert class_colours(CLASSES, {"White Matter": "#123456"}) == {"Gray Matter": PALETTE[0], "White Matter": "#123456"}
+
+
+def coordinates(labelled: bool = True) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    lines = []
+    for number in range(4):
+        label = CLASSES[number % 2] if labelled else None
+        lines.append((f"p{number}", None, "parent", label, *generator.normal(size=2)))
+        lines += [(f"p{number}c{k}", f"p{number}", "child", label, *generator.normal(size=2)) for k in range(16)]
+    return pd.DataFrame(lines, columns=["tile_id", "parent_id", "role", "label", "x", "y"])
+
+
+@pytest.mark.parametrize("num_panels", [0, 1, 5])
+def test_figure_3_has_a_panel_per_encoder(tmp_path: Path, num_panels: int) -> None:
+    panels = [(f"encoder{n}", coordinates(labelled=n != 1), (0.5, 0.2)) for n in range(num_panels)]
+    figure3(panels, classes=CLASSES, transition=(10, 40), path=tmp_path / "f.png")
+    pixels = np.asarray(Image.open(tmp_path / "f.png").convert("RGB")).astype(int)
+    blue = ((pixels[..., 2] - pixels[..., 0]) > 80).any()
+    red = ((pixels[..., 0] - pixels[..., 2]) > 80).any()
+    assert blue and red  # the legend alone has them where there is no panel
+    assert pixels.shape[1] > {0: 500, 1: 500, 5: 1800}[num_panels]
+
+
+def test_figure_4_paints_truth_and_maps_and_names_the_absent(tmp_path: Path) -> None:
+    truth = grid([["Gray Matter", "White Matter"], ["Gray Matter", None]])
+    painted = truth.assign(predicted=["White Matter"] * 4)
+    row = {
+        "slide_id": "S1",
+        "magnification": 10.0,
+        "mpp": 0.25,
+        "truth": truth,
+        "scores": {"mad": 0.5},
+        "maps": {"mad": painted},
+    }
+    slide = {"thumbnail": np.full((20, 30, 3), (0, 200, 0), np.uint8), "extent": [0, 1200, 1000, 0]}
+    rows = [row | slide, row | {"thumbnail": None, "extent": None, "magnification": 40.0}]
+    figure4(rows, ["mad", "other"], colours=COLOURS, path=tmp_path / "f.png")
+    pixels = np.asarray(Image.open(tmp_path / "f.png").convert("RGB"))
+    shares = {
+        name: (pixels == np.array(colour)).all(-1).mean()
+        for name, colour in {"red": (255, 0, 0), "blue": (0, 0, 255)}.items()
+    }
+    assert shares["blue"] > 1.5 * shares["red"] > 0
+    assert (pixels == (0, 200, 0)).all(-1).mean() > 0.01
+
+
+def test_figure_4_without_slides(tmp_path: Path) -> None:
+    figure4([], ["mad"], colours=COLOURS, path=tmp_path / "f.png")
+    assert Image.open(tmp_path / "f.png").size[0] > 100
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        figure3(
+            [("mad", coordinates(), (0.5, 0.2))], classes=CLASSES, transition=(10, 40), path=tmp_path / f"{name}.png"
+        )
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

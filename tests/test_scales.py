@@ -1,0 +1,74 @@
+"""Unlabelled alignment of two magnifications, and the matrix of all magnifications."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_results import fake_config, fake_results
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import jaccard_score
+from sklearn.preprocessing import StandardScaler
+
+from mad.config.evaluation import EvaluationConfig
+from mad.evaluation.scales import coral, match_moments, moments, scale_matrix
+from mad.stages.evaluate import load
+
+
+def two_sets(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    mix = generator.normal(size=(5, 5))
+    return generator.normal(size=(900, 5)) @ mix + 3, generator.normal(size=(700, 5)) * np.arange(1, 6) - 2
+
+
+def test_moments_equal_numpy() -> None:
+    features, _ = two_sets()
+    found = moments(features, chunk=100)
+    assert found.mean == pytest.approx(features.mean(0))
+    assert found.covariance == pytest.approx(np.cov(features.T, bias=True))
+
+
+def test_matching_gives_mean_and_deviation_of_the_target() -> None:
+    source, target = two_sets()
+    mapped = match_moments(moments(source), moments(target))(source, chunk=64)
+    assert mapped.mean(0) == pytest.approx(target.mean(0), abs=1e-4)
+    assert mapped.std(0) == pytest.approx(target.std(0), rel=1e-4)
+
+
+def test_coral_gives_the_covariance_of_the_target() -> None:
+    source, target = two_sets()
+    mapped = coral(moments(source), moments(target), ridge=1e-9)(source)
+    assert mapped.mean(0) == pytest.approx(target.mean(0), abs=1e-4)
+    assert np.cov(mapped.T, bias=True) == pytest.approx(np.cov(target.T, bias=True), abs=2e-3)
+
+
+@pytest.mark.parametrize("align", [match_moments, coral])
+def test_a_set_is_mapped_onto_itself(align) -> None:
+    features, _ = two_sets()
+    assert align(moments(features), moments(features))(features) == pytest.approx(features, abs=1e-4)
+
+
+def test_constant_dimensions_stay_finite() -> None:
+    source, target = two_sets()
+    source[:, 1] = 4
+    for align in (match_moments, coral):
+        assert np.isfinite(align(moments(source), moments(target))(source)).all()
+
+
+def test_matrix_equals_scikit_learn_and_is_null_where_nothing_is(tmp_path) -> None:
+    fake_results(tmp_path, {"mad": 0.5}, columns=2, noise=3)
+    data = load(fake_config(tmp_path, ["mad"]), "mad")
+    config = EvaluationConfig(sound_strengths=[1e-2])
+    matrix = scale_matrix(data, config)
+    train, test = data.rows("train", 10), data.rows("test", 40)
+    scaler = StandardScaler().fit(data.features[train])
+    model = LogisticRegression(C=100 / len(train), max_iter=2000).fit(
+        scaler.transform(data.features[train]), data.codes[train]
+    )
+    predicted = model.predict(scaler.transform(data.features[test]))
+    expected = jaccard_score(data.codes[test], predicted, labels=np.unique(data.codes[test]), average="macro")
+    assert matrix["10x"]["40x"] == pytest.approx(expected, abs=0.01)
+    fine = (data.tiles["magnification"] == 40) & (data.tiles["split"] == "train")
+    without = scale_matrix(replace(data, tiles=data.tiles.assign(code=np.where(fine, -1, data.codes))), config)
+    assert set(without["40x"].values()) == {None} and without["10x"]["40x"] == matrix["10x"]["40x"]

@@ -1,0 +1,178 @@
+"""Layout of the tables: blocks, bold, absent rows, the paper's rows apart; Table 2 counted by hand."""
+
+from __future__ import annotations
+
+import io
+
+import pandas as pd
+import pytest
+
+from mad.reporting import published
+from mad.reporting.qc import health_table, slide_table, time_table
+from mad.reporting.table import Block, Cell, Column, Row, Table
+from mad.reporting.tables import BLOCK_NOTE, table2, table3, table4, table5
+
+CLASSES = ["Gray Matter", "White Matter", "Background"]
+
+
+def small_table() -> Table:
+    columns = [
+        Column(key="up", header="Up", digits=2, best="max"),
+        Column(key="down", header="Down", digits=1, best="min"),
+    ]
+    rows = [
+        Row(name="a", cells={"up": Cell(value=0.504, std=0.01), "down": Cell(value=3.0)}),
+        Row(name="b", cells={"up": Cell(value=0.501), "down": Cell(value=2.0, interval=(1.0, 2.5))}),
+        Row(name="c", cells={"up": Cell(value=None), "down": Cell(value=-0.001)}),
+        Row(name="e", cells={"up": Cell(value=0.4)}),
+        Row(name="d", absent="not applicable: no labels"),
+    ]
+    paper = [Row(name="MAD-NP", cells={"up": Cell(value=0.99)})]
+    return Table(
+        name="t",
+        title="T",
+        blocks=[Block(title="B", columns=columns)],
+        rows=rows,
+        notes=["note"],
+        published=paper,
+        published_note="elsewhere",
+    )
+
+
+def test_markdown_marks_the_best_of_ours_alone() -> None:
+    lines = small_table().markdown().splitlines()
+    assert "| a | **0.50 ± 0.01** | 3.0 |" in lines  # equal as printed: both are bold
+    assert "| b | **0.50** | 2.0 [1.0, 2.5] |" in lines
+    assert "| c | – | **0.0** |" in lines
+    assert "| d | absent | absent |" in lines
+    assert "| MAD-NP | 0.99 |" in lines and "*elsewhere:*" in lines
+    assert "- note" in lines and "- d is absent: not applicable: no labels." in lines
+
+
+def test_nothing_is_bold_where_all_are_equal() -> None:
+    rows = [Row(name=name, cells={"up": Cell(value=1.0)}) for name in "ab"]
+    block = Block(title="B", columns=[Column(key="up", header="Up", best="max")])
+    assert "**" not in Table(name="t", title="T", blocks=[block], rows=rows).markdown()
+
+
+def test_csv_holds_unrounded_numbers_and_their_spread() -> None:
+    frame = pd.read_csv(io.StringIO(small_table().frame().to_csv(index=False))).set_index("encoder")
+    assert frame.loc["a", ["up", "up std"]].tolist() == [0.504, 0.01]
+    assert frame.loc["b", ["down low", "down high"]].tolist() == [1.0, 2.5]
+    assert frame.loc["MAD-NP", "source"] == "published" and frame.loc["a", "source"] == "ours"
+    assert frame.loc["d", "absent"] == "not applicable: no labels"
+
+
+def test_latex_has_a_tabular_per_block_and_no_raw_signs() -> None:
+    text = small_table().latex()
+    assert text.count(r"\begin{tabular}{lrr}") == 1 and r"\textbf{0.50 $\pm$ 0.01}" in text and "MAD-NP" not in text
+
+
+def shard_rows() -> pd.DataFrame:
+    lines = []
+    for number, (label, split) in enumerate(
+        [("Gray Matter", "train"), ("Gray Matter", "test"), ("White Matter", "train")]
+    ):
+        parent = f"p{number}"
+        lines.append((parent, "10x-40x", "parent", parent, split, label))
+        lines += [(f"{parent}c{k}", "10x-40x", "child", parent, split, label if k else "Background") for k in range(16)]
+    lines += [(f"q{k}", "2.5x-10x", "child", "q", "train", "Gray Matter") for k in range(15)]
+    lines += [
+        ("p0", "2.5x-10x", "child", "q", "train", "Gray Matter"),
+        ("q", "2.5x-10x", "parent", "q", "train", "Gray Matter"),
+    ]
+    lines += [
+        ("b0", "40x", "standalone", "b0", "val", "Background"),
+        ("g0", "10x", "standalone", "g0", "train", "Gray Matter"),
+    ]
+    frame = pd.DataFrame(lines, columns=["tile_id", "kind", "role", "sample_id", "split", "label"])
+    return frame.assign(status="ok")
+
+
+def test_table_2_counts_as_the_paper_and_as_tiles() -> None:
+    table = table2(shard_rows(), classes=CLASSES, background="Background", ladder=[2.5, 10, 40], split_by="patient")
+    rows = {row.name: {key: cell.value for key, cell in row.cells.items()} for row in table.rows}
+    gray = rows["Gray Matter"]
+    assert gray["2.5x-10x"] == "1 → 16" and gray["10x-40x"] == "2 → 32"
+    assert gray["total"] == 48 and (gray["train"], gray["val"], gray["test"]) == (32, 0, 16)
+    assert gray["standalone"] == 1
+    assert (
+        gray["unique"] == 2 * 16 - 2 + 2 + 15 + 1 + 1
+    )  # children but two, both parents, the 2.5x parent's others, it, g0
+    assert rows["White Matter"]["2.5x-10x"] == "–" and rows["White Matter"]["total"] == 16
+    assert rows["Background"]["total"] == rows["Background"]["standalone"] == rows["Background"]["val"] == 1
+    assert rows["Grand Total"]["total"] == 65
+    assert rows["Grand Total"]["unique"] == shard_rows()["tile_id"].nunique()
+    assert "Unlabelled" not in rows and BLOCK_NOTE not in table.notes
+
+
+def test_table_2_shows_unlabelled_and_unreadable_tiles_and_the_block_note() -> None:
+    tiles = shard_rows()
+    tiles.loc[tiles["label"] == "White Matter", "label"] = None
+    tiles.loc[tiles["tile_id"] == "g0", "status"] = "unreadable"
+    table = table2(tiles, classes=CLASSES, background="Background", ladder=[2.5, 10, 40], split_by="block")
+    rows = {row.name: row.cells for row in table.rows}
+    assert rows["Unlabelled"]["10x-40x"].value == "1 → 16" and rows["Gray Matter"]["standalone"].value == 0
+    assert any("1 rows are unreadable" in note for note in table.notes) and BLOCK_NOTE in table.notes
+    assert "Not patient-held-out" in table.markdown()
+
+
+def test_empty_cohort_has_tables_too() -> None:
+    empty = shard_rows().iloc[:0]
+    assert (
+        "Grand Total" in table2(empty, classes=CLASSES, background=None, ladder=[10, 40], split_by="patient").markdown()
+    )
+    for table in (table3(["a"], {}, CLASSES), table4(["a"], {}), table5(["a"], {})):
+        assert "a is absent: evaluate/a/" in table.markdown()
+        assert table.title.startswith(f"Table {table.name[-1]}. ")
+
+
+@pytest.mark.parametrize("protocol", ["consistency", "transfer"])
+def test_not_applicable_is_the_reason_of_an_absent_row(protocol: str) -> None:
+    reports = {"a": {protocol: {"status": "not applicable", "reason": "no 40x"}}}
+    text = (table4 if protocol == "consistency" else table5)(["a"], reports).markdown()
+    assert "a is absent: not applicable: no 40x." in text
+
+
+def test_published_rows_are_whole() -> None:
+    assert set(published.TABLE3) == set(published.TABLE4) == set(published.TABLE5)
+    assert published.TABLE3["MAD-NP"]["linear White Matter"] == 0.9625
+    assert published.TABLE3["Virchow2"]["knn Background"] == 0.9018 and published.TABLE3["UNI"]["ami"] == 0.2975
+    for row in published.TABLE4.values():  # the paper's own columns, rounded in the last digit
+        assert row["delta_hier"] == pytest.approx(row["s_pos"] - row["s_neg_same"], abs=0.0016)
+        assert row["delta_sem"] == pytest.approx(row["s_neg_same"] - row["s_neg_diff"], abs=0.0016)
+
+
+def test_health_tolerates_what_is_missing() -> None:
+    summaries = {
+        "mad": {
+            "final_loss": 4.2,
+            "ln_k": 4.8,
+            "collapsed": True,
+            "warnings": ["RankMe 1.2"],
+            "health": {"rankme": 1.2},
+        },
+        "dino": {},
+    }
+    text = health_table(["mad", "dino", "later"], summaries).markdown()
+    assert "| mad | – | yes | 4.200 | 4.800 | 0.875 | 1.200 |" in text and "| dino | – | – |" in text
+    assert "mad: RankMe 1.2" in text and "later is absent: train/later/summary.json does not exist." in text
+    assert health_table([], {}).frame().empty
+
+
+def test_time_is_summed_by_stage() -> None:
+    jobs = pd.DataFrame({"stage": ["tile", "tile", "train"], "s": [1.5, 2.5, 60], "max_rss": [100, 250, None]})
+    text = time_table(jobs).markdown()
+    assert "| tile | 2 | 4.0 | 2.5 | – | 250 |" in text and "| train | 1 | 60.0 | 60.0 | – | – |" in text
+    assert "| Sum | 3 | 64.0 |" in text
+    assert "No benchmark files." in time_table(jobs.iloc[:0]).markdown()
+
+
+def test_slides_without_tiles_come_first() -> None:
+    slides = pd.DataFrame({"slide_id": ["S1", "S2"], "patient_id": ["P1", "P2"], "split": ["train", None]})
+    tiles = {"S1": pd.DataFrame({"tile_id": ["t", "u"], "status": ["ok", "blank"], "label": ["a", None]})}
+    shards = {"S1": pd.DataFrame({"tile_id": ["t", "v"], "status": ["ok", "unreadable"]})}
+    table = slide_table(slides, tiles, shards)
+    assert [row.name for row in table.rows] == ["S2", "S1"]
+    assert "| S1 | P1 | train | 1 | 1 | 0 | 50 | 1 | 1 |" in table.markdown()
+    assert "1 slide(s) gave no tile: S2" in table.markdown()

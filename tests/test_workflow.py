@@ -1,0 +1,154 @@
+"""The workflow itself: what reruns when, the same bytes whatever the cores, and weights that outlive failures."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mad.config.synthetic import SyntheticConfig
+from mad.slides.sheet import write_sheet
+from mad.slides.synthetic.slide import write_slide
+
+pytestmark = pytest.mark.workflow
+ROOT = Path(__file__).parents[1]
+RUN = {
+    "name": "tiny",
+    "method": "mad",
+    "backbone": {"model": "vit_tiny_patch16_224", "args": {"embed_dim": 48, "depth": 1, "num_heads": 2}},
+    "steps": 4,
+    "warmup": 1,
+    "freeze_last_layer": 1,
+    "batch": 4,
+    "head": {"hidden": 32, "bottleneck": 16, "prototypes": 32},
+    "runtime": {"threads": 1, "health_samples": 8},
+}
+
+
+class Project:
+    """A folder with three small slides, a configuration, and Snakemake to run on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.slides = ["S01", "S02", "S03"]
+        for slide in self.slides:
+            write_slide(SyntheticConfig(width=1792, height=1792), slide, folder)
+        self.config: dict[str, object] = {
+            "results": str(folder / "results"),
+            "cohort": {"sheet": str(folder / "slides.tsv")},
+            "sample": {"max_standalone": {"10x": 3, "40x": 4}, "max_pairs": {"10x-40x": 2}},
+            "runs": [RUN],
+            "encoders": [],
+        }
+        self.write(self.slides[:2])
+
+    def write(self, slides: list[str]) -> None:
+        splits = {"S01": "train", "S02": "test", "S03": "train"}
+        records = [
+            {"slide_id": s, "path": f"{s}.tiff", "patient_id": s, "annotation": f"{s}.geojson", "split": splits[s]}
+            for s in slides
+        ]
+        write_sheet(self.folder / "slides.tsv", records)
+
+    def snakemake(self, *arguments: str, check: bool = True) -> str:
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config))
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(ROOT)]
+        command += ["--configfile", str(self.folder / "config.yaml"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"})
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def planned(self, target: str) -> set[str]:
+        """Jobs that a dry run announces, as `rule` or `rule:slide`."""
+        jobs, rule = set(), ""
+        for line in self.snakemake("--cores", "1", "--dry-run", target).splitlines():
+            if line.startswith(("rule ", "localrule ")):
+                rule = line.split()[1].rstrip(":")
+                jobs.add(rule)
+            elif line.strip().startswith("wildcards: slide="):
+                jobs.discard(rule)
+                jobs.add(f"{rule}:{line.split('=')[1].strip()}")
+        return jobs
+
+    def bytes(self) -> dict[str, bytes]:
+        results = Path(str(self.config["results"]))
+        return {
+            str(path.relative_to(results)): path.read_bytes()
+            for stage in ("tile", "sample", "shard")
+            for path in sorted((results / stage).rglob("*"))
+            if path.suffix in (".parquet", ".tar", ".json")
+        }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = Project(tmp_path_factory.mktemp("project"))
+    made.snakemake("--cores", "2", "shard_cohort")
+    return made
+
+
+def test_cores_do_not_matter_and_a_second_run_does_nothing(project: Project, tmp_path: Path) -> None:
+    assert "Nothing to be done" in project.snakemake("--cores", "2", "shard_cohort")
+    first = project.bytes()
+    kept, project.config["results"] = project.config["results"], str(tmp_path / "results")
+    project.snakemake("--cores", "1", "shard_cohort")
+    assert project.bytes() == first
+    project.config["results"] = kept
+
+
+def test_an_annotation_reruns_its_slide_and_what_depends_on_it(project: Project) -> None:
+    path = project.folder / "S01.geojson"
+    original = path.read_text()
+    content = json.loads(original)
+    content["features"] = [f for f in content["features"] if f["properties"]["classification"]["name"] != "White Matter"]
+    path.write_text(json.dumps(content))
+    assert {"tile_slide:S01", "sample"} <= project.planned("shard_cohort")
+    assert "tile_slide:S02" not in project.planned("shard_cohort")
+    before = project.bytes()
+    project.snakemake("--cores", "2", "shard_cohort")
+    after = project.bytes()
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert "tile/S01.parquet" in changed and not any("S02" in name for name in changed)
+    path.write_text(original)
+    project.snakemake("--cores", "2", "shard_cohort")
+    assert project.bytes() == before
+
+
+def test_a_changed_cap_samples_anew_but_tiles_nothing(project: Project) -> None:
+    kept, project.config["sample"] = project.config["sample"], {"max_standalone": {"40x": 2}}
+    jobs = project.planned("shard_cohort")
+    assert "sample" in jobs and not any(job.startswith("tile_slide") for job in jobs)
+    project.config["sample"] = kept
+
+
+def test_adding_a_slide_tiles_that_slide_alone_and_does_not_retrain(project: Project) -> None:
+    project.snakemake("--cores", "2", "train")
+    weights = Path(str(project.config["results"])) / "train" / "tiny" / "encoder" / "model.safetensors"
+    before = weights.read_bytes()
+    project.write(project.slides)
+    jobs = project.planned("train")
+    assert {job for job in jobs if job.startswith("tile_slide")} == {"tile_slide:S03"}
+    project.snakemake("--cores", "2", "train")
+    assert weights.read_bytes() == before
+    project.write(project.slides[:2])
+    project.snakemake("--cores", "2", "train")
+
+
+def test_a_training_that_fails_on_rerun_deletes_no_weights(project: Project) -> None:
+    project.snakemake("--cores", "2", "train")
+    results = Path(str(project.config["results"]))
+    weights = results / "train" / "tiny" / "encoder" / "model.safetensors"
+    before = weights.read_bytes()
+    hidden = results / "shard" / "S01"
+    shutil.move(hidden, results / "away")
+    checkpoints = results / "train" / "tiny" / "checkpoints"
+    shutil.rmtree(checkpoints)  # so that there is something left to train, and the missing shards are missed
+    output = project.snakemake("--cores", "1", "--forcerun", "train_run", "--", "train", check=False)
+    assert "Error in rule train_run" in output
+    shutil.move(results / "away", hidden)
+    kept = [path for path in (results / "train" / "tiny").rglob("model.safetensors") if path.read_bytes() == before]
+    assert kept, "the weights of the earlier training are gone"
