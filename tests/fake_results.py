@@ -79,14 +79,17 @@ def fake_results(
     cohort["annotation"], cohort["mpp"] = "a.geojson", 0.25
     cohort["split"] = [split_of[s] for s in slides] if split_by == "patient" else None
     cohort["split_by"] = split_by
-    write_parquet(results / "cohort" / "slides.parquet", cohort)
+    text = [name for name in cohort if name != "mpp"]
+    write_parquet(results / "cohort" / "slides.parquet", cohort.astype(dict.fromkeys(text, "string")))
     class_means = 3 * generator.normal(size=(len(CLASSES), dim))
     shifts = generator.normal(size=(3, dim))
     for slide in slides:
         tiles = _grid(slide, columns, rows, finest, labelled)
         shard = _shard(tiles, split_of[slide])
-        write_parquet(results / "tile" / f"{slide}.parquet", tiles)
-        write_parquet(results / "shard" / f"{slide}.parquet", shard)
+        text = ["tile_id", "slide_id", "label", "parent_id", "status"]
+        write_parquet(results / "tile" / f"{slide}.parquet", tiles.astype(dict.fromkeys(text, "string")))
+        text = ["tile_id", "kind", "role", "sample_id", "split", "shard", "sha256", "status"]
+        write_parquet(results / "shard" / f"{slide}.parquet", shard.astype(dict.fromkeys(text, "string")))
         place = {name: generator.normal(size=dim) for name in sorted(set(_neighbourhood(t) for t in tiles["tile_id"]))}
         code = np.array([_column_class(x, columns) for x in tiles["x"] + tiles["side"] / 2])
         base = class_means[code] + np.stack([place[_neighbourhood(t)] for t in tiles["tile_id"]])

@@ -79,7 +79,7 @@ def test_tables_print_what_the_json_holds(whole: Path) -> None:
     assert "published, on other data; not comparable" in text
     assert text.index("| mad |") < text.index("| shifted |") < text.index("| absent | absent")
     assert "No intervals: 2 test patient(s), an interval needs 5." in text
-    for name in ("table2", "table3", "table4", "table5", "scales", "slides", "health", "time"):
+    for name in ("table2", "table3", "table4", "table5", "scales", "slides", "training", "time"):
         assert {path.suffix for path in (whole / "report" / "tables").glob(f"{name}.*")} == {".csv", ".md", ".tex"}
         assert "nan" not in (whole / "report" / "tables" / f"{name}.md").read_text().lower()
     assert "| tile | 1 | 3.5 | 3.5 | – | 120 |" in (whole / "report" / "tables" / "time.md").read_text()

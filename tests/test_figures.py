@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from mad.reporting.figures import PALETTE, class_colours, figure3, figure4, paint_raster
+from mad.reporting.figures import figure3, figure4, paint_raster
 
 CLASSES = ["Gray Matter", "White Matter"]
 COLOURS = {"Gray Matter": "#ff0000", "White Matter": "#0000ff"}
@@ -42,10 +42,6 @@ def test_tiles_that_are_missing_stay_transparent() -> None:
     tiles = grid([["Gray Matter"] * 4] * 3).drop(index=5)
     image, _ = paint_raster(tiles, "label", COLOURS)
     assert image[1, 1, 3] == 0 and image[..., 3].sum() == 11
-
-
-def test_chosen_colours_win_over_the_palette() -> None:
-    assert class_colours(CLASSES, {"White Matter": "#123456"}) == {"Gray Matter": PALETTE[0], "White Matter": "#123456"}
 
 
 def coordinates(labelled: bool = True) -> pd.DataFrame:

@@ -120,6 +120,7 @@ def assemble(
     if not tables or not sum(map(len, tables)):
         raise MadError("no embedded tile was found: run `mad shard` and `mad embed` first")
     tiles = pd.concat(tables, ignore_index=True)
+    tiles["split"] = tiles["split"].astype(object).fillna("none")
     unknown = sorted(set(tiles["label"].dropna()) - set(classes))
     if unknown:
         raise MadError(

@@ -20,15 +20,9 @@ from numpy.typing import NDArray
 
 from mad.files import Pathlike, atomic_path
 
-PALETTE = ["#7b5ea7", "#f2a541", "#1b9e77", "#d9486e", "#d9d9d9", "#4a90d9", "#a6761d", "#66a61e", "#e7298a", "#444444"]
 MARKERS = ["o", "s", "^", "D", "P", "v", "X", "*", "h", "<"]
 COARSE, FINE, LINE = "#2166ac", "#d6303a", "#b4b4b4"
 STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 9, "axes.linewidth": 0.6, "savefig.facecolor": "white"}
-
-
-def class_colours(classes: Sequence[str], chosen: dict[str, str]) -> dict[str, str]:
-    """Colour of every class: the configured one, else one of the palette."""
-    return {name: chosen.get(name, PALETTE[place % len(PALETTE)]) for place, name in enumerate(classes)}
 
 
 def figure3(

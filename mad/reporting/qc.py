@@ -80,7 +80,7 @@ def health_table(names: list[str], summaries: dict[str, dict[str, Any]]) -> Tabl
         *(Column(key=f"health {key}", header=key, digits=3) for key in measured),
     ]
     return Table(
-        name="health",
+        name="training",
         title="Health of the trainings",
         blocks=[Block(title="Runs", columns=columns)],
         rows=rows,

@@ -119,7 +119,10 @@ def table3(encoders: list[str], reports: Reports, classes: list[str]) -> Table:
                 Column(key="dbi", header="DBI (↓)", best="min"),
                 Column(key="unit ami", header="AMI, L2-normalised (↑)", best="max"),
                 Column(key="dbi classes", header="DBI of true classes (↓)", best="min"),
-                *(Column(key=f"ami {m}", header=f"AMI, {m} alone (↑)", best="max") for m in magnifications),
+                *(
+                    Column(key=f"ami {m}", header=f"AMI, {m} alone (↑)", best="max")
+                    for m in sorted(magnifications, key=_magnification)
+                ),
             ],
         ),
         Block(title="Sound probe F1 (↑): standardised, full batch", columns=f1("sound")),
@@ -248,7 +251,7 @@ def scale_table(encoders: list[str], reports: Reports) -> Table:
     for encoder in encoders:
         report, reason = _report(reports, encoder, "transfer")
         matrix = report["matrix"] if report else {}
-        ladder = ladder or list(matrix)
+        ladder = ladder or sorted(matrix, key=_magnification)
         cells = {f"{a} to {b}": Cell(value=value) for a, row in matrix.items() for b, value in row.items()}
         rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason))
     blocks = [
@@ -267,6 +270,11 @@ def scale_table(encoders: list[str], reports: Reports) -> Table:
     return Table(
         name="scales", title="Every magnification to every other: mean IoU", blocks=blocks, rows=rows, notes=notes
     )
+
+
+def _magnification(name: str) -> float:
+    """ "10x" -> 10."""
+    return float(name.removesuffix("x"))
 
 
 def _prefix(variant: str) -> str:

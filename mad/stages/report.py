@@ -139,7 +139,8 @@ def _figure3(config: Config, reports: Reports) -> None:
 
 def _figure4(config: Config, slides: pd.DataFrame, reports: Reports) -> None:
     """One row per slide and magnification: thumbnail, truth, maps."""
-    from mad.reporting.figures import class_colours, figure4
+    from mad.reporting.figures import figure4
+    from mad.reporting.overlay import class_colours
 
     folder = Path(config.results) / "evaluate"
     painted = {
@@ -178,7 +179,7 @@ def _figure4(config: Config, slides: pd.DataFrame, reports: Reports) -> None:
                     },
                 }
             )
-    colours = class_colours(config.label.classes, config.label.colours)
+    colours = class_colours(config.label)
     target = Path(config.results) / "report" / "figures" / "figure4_segmentation.png"
     figure4(rows, list(reports), colours=colours, path=target)
 

@@ -135,7 +135,7 @@ def _layers(rng: np.random.Generator, depth: Map) -> NDArray[np.int8]:
 
 
 def _cut_gaps(rng: np.random.Generator, classes: NDArray[np.int8], tangent: float) -> None:
-    """Tears along or across the layers and cut vessels become glass, about one of each per 0.25 mm2 of slide. In place."""
+    """Tears along or across the layers and cut vessels become glass, three and four per mm2 of slide. In place."""
     height, width = classes.shape
     area_mm2 = height * width * (CELL_UM / 1000) ** 2
     gap = np.zeros(classes.shape, np.uint8)

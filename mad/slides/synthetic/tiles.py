@@ -100,7 +100,7 @@ def read_tiles(config: SyntheticConfig, slide_id: str, folder: Pathlike, per_par
 
 
 def texture_features(pixels: NDArray[np.uint8]) -> Floats:
-    """Hand-made features of the texture of tiles [n, side, side, 3], blind to colour and contrast. [n, 35]
+    """Hand-made features of the texture of tiles [n, side, side, 3], nearly blind to colour and contrast. [n, 35]
 
     Of the standardised grey tile: the logarithm of its energy in nine bands of frequency, how much each band runs in one
     direction (length of the mean of exp(2i angle)), the same along the strongest common direction, and skewness and kurtosis
