@@ -1,5 +1,6 @@
 """Slides in, magnification-robust encoders and their tables out. `snakemake --cores 2` makes everything of `config.yaml`;
-a stage's name makes that stage: `snakemake --cores 2 shard`. Another cohort: `--configfile configs/own-slides.yaml`."""
+a stage's name makes that stage: `snakemake --cores 2 shard`. Another cohort: `--configfile configs/own-slides.yaml`.
+"""
 
 from snakemake.utils import min_version
 
@@ -19,7 +20,7 @@ include: "workflow/rules/report.smk"
 
 rule all:
     default_target: True
-    localrule: True
     input:
         rules.report.input,
         rules.report.output,
+    localrule: True

@@ -26,7 +26,9 @@ def main() -> None:
     pyvips.cache_set_max(0)
     ours, plain = open_slide(args.slide), Reader(args.slide)
     width, height = ours.level_dimensions[0]
-    places = [(x, y) for y in range(0, height - args.side + 1, args.side) for x in range(0, width - args.side + 1, args.side)]
+    places = [
+        (x, y) for y in range(0, height - args.side + 1, args.side) for x in range(0, width - args.side + 1, args.side)
+    ]
     region = pyvips.Region.new(pyvips.Image.tiffload(args.slide)[:3])
 
     def libvips(x: int, y: int) -> np.ndarray:

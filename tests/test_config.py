@@ -22,7 +22,9 @@ def test_the_schema_is_the_models() -> None:
             assert "description" in value, f"{name}.{key} has no docstring"
 
 
-@pytest.mark.parametrize("path", [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))], ids=lambda p: p.name
+)
 def test_shipped_configurations_are_right(path: Path) -> None:
     base = yaml.safe_load((ROOT / "config.yaml").read_text())
     override = yaml.safe_load(path.read_text())

@@ -6,7 +6,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mad.files import MadError, atomic_path, digest, read_json, read_parquet, write_json, write_json_if_changed, write_parquet
+from mad.files import (
+    MadError,
+    atomic_path,
+    digest,
+    read_json,
+    read_parquet,
+    write_json,
+    write_json_if_changed,
+    write_parquet,
+)
 
 
 def test_a_failure_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:

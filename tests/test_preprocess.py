@@ -91,7 +91,9 @@ def test_parent_pixels_equal_the_area_average_of_their_children(results: Path) -
     for kind in ("2.5x-10x", "10x-40x"):
         pairs = cut[cut["kind"] == kind]
         for _, pair in list(pairs.groupby("sample_id"))[:6]:
-            pixels = [decode(read_member(results / "shard", *place)) for place in pair[["shard", "offset", "size"]].to_numpy()]
+            pixels = [
+                decode(read_member(results / "shard", *place)) for place in pair[["shard", "offset", "size"]].to_numpy()
+            ]
             parent, children = pixels[0].astype(float), np.stack(pixels[1:]).astype(float)
             mosaic = children.reshape(4, 4, 112, 112, 3).transpose(0, 2, 1, 3, 4).reshape(448, 448, 3)
             average = mosaic.reshape(112, 4, 112, 4, 3).mean(axis=(1, 3))
@@ -212,7 +214,9 @@ def test_real_slides_give_aligned_tiles(real_slides: Path, tmp_path: Path) -> No
     for name in (name for name, kept in keeps.items() if kept):
         cut = pd.read_parquet(folder / "shard" / f"{name}.parquet")
         for _, pair in cut[cut["kind"] == "10x-40x"].groupby("sample_id"):
-            pixels = [decode(read_member(folder / "shard", *place)) for place in pair[["shard", "offset", "size"]].to_numpy()]
+            pixels = [
+                decode(read_member(folder / "shard", *place)) for place in pair[["shard", "offset", "size"]].to_numpy()
+            ]
             mosaic = np.stack(pixels[1:]).reshape(4, 4, 224, 224, 3).transpose(0, 2, 1, 3, 4).reshape(896, 896, 3)
             average = mosaic.reshape(224, 4, 224, 4, 3).mean(axis=(1, 3)).astype(np.float32)
             grey, wanted = average.mean(axis=2), pixels[0].astype(np.float32).mean(axis=2)

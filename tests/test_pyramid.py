@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from mad.tiles.pyramid import Grid, Ladder, parent, parse_tile_id, tile_id
 
-LADDERS = st.sampled_from([(2.5, 10.0, 40.0), (5.0, 20.0), (5.0, 10.0, 20.0), (1.25, 2.5, 10.0, 40.0), (10.0,), (4.0, 12.0)])
+LADDERS = st.sampled_from(
+    [(2.5, 10.0, 40.0), (5.0, 20.0), (5.0, 10.0, 20.0), (1.25, 2.5, 10.0, 40.0), (10.0,), (4.0, 12.0)]
+)
 SLIDE_IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}", fullmatch=True)
 
 

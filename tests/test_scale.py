@@ -68,6 +68,10 @@ def test_the_sheet_wins_with_a_warning() -> None:
 def test_tiff_resolution_is_a_scale_only_where_it_is_physical() -> None:
     tags = {"tiff.XResolution": "40000", "tiff.YResolution": "40000", "tiff.ResolutionUnit": "centimeter"}
     assert read_scale(tags, None, "s").mpp == pytest.approx(0.25)
-    for wrong in ({}, {**tags, "tiff.ResolutionUnit": "none"}, {**tags, "tiff.XResolution": "72", "tiff.YResolution": "72"}):
+    for wrong in (
+        {},
+        {**tags, "tiff.ResolutionUnit": "none"},
+        {**tags, "tiff.XResolution": "72", "tiff.YResolution": "72"},
+    ):
         with pytest.raises(MadError, match="`mpp` column of the cohort sheet"):
             read_scale(wrong, None, "s")

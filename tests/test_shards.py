@@ -16,7 +16,9 @@ TILES = RNG.integers(0, 256, (17, 32, 32, 3)).astype(np.uint8)
 OPTIONS = {"quality": 95, "subsampling": "444"}
 
 
-def write(folder: Path, max_bytes: int = 10**9, count: int = 3) -> tuple[list[str], dict[str, list[tuple[str, int, int]]]]:
+def write(
+    folder: Path, max_bytes: int = 10**9, count: int = 3
+) -> tuple[list[str], dict[str, list[tuple[str, int, int]]]]:
     places = {}
     with ShardWriter(folder, "train-10x-40x", max_bytes) as writer:
         for n in range(count):

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from mad.reporting import published
+from mad.reporting.composition import table2
 from mad.reporting.qc import health_table, slide_table, time_table
 from mad.reporting.table import Block, Cell, Column, Row, Table
-from mad.reporting.tables import BLOCK_NOTE, table2, table3, table4, table5
+from mad.reporting.tables import BLOCK_NOTE, table3, table4, table5
 
 CLASSES = ["Gray Matter", "White Matter", "Background"]
 

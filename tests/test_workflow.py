@@ -104,7 +104,9 @@ def test_an_annotation_reruns_its_slide_and_what_depends_on_it(project: Project)
     path = project.folder / "S01.geojson"
     original = path.read_text()
     content = json.loads(original)
-    content["features"] = [f for f in content["features"] if f["properties"]["classification"]["name"] != "White Matter"]
+    content["features"] = [
+        f for f in content["features"] if f["properties"]["classification"]["name"] != "White Matter"
+    ]
     path.write_text(json.dumps(content))
     assert {"tile_slide:S01", "sample"} <= project.planned("shard_cohort")
     assert "tile_slide:S02" not in project.planned("shard_cohort")

@@ -116,7 +116,7 @@ class LabelConfig(Section):
         for what, names in (
             ("colours", self.colours),
             ("rename", set(self.rename.values())),
-            ("background", {self.background} - {None}),
+            ("background", {self.background} if self.background else set()),
         ):
             if unknown := sorted(set(names) - set(self.classes)):
                 raise ValueError(f"{what} names {unknown}, which classes does not list: {self.classes}")

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from mad.config import Config
 from mad.config.model import EncoderConfig
-from mad.config.recipe import freeze_recipe
 from mad.files import MadError
-from mad.models.vit import build_backbone, mean_std
+from mad.models.export import load_exported
+from mad.models.vit import initial_backbone, mean_std
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -129,8 +129,7 @@ def load_encoder(config: Config, name: str) -> Encoder:
             Path(config.results) / "train" / target / "encoder", entry, tile_px, f"train run {target!r} first"
         )
     if kind == "random":
-        torch.manual_seed(freeze_recipe(config, target)["seed"])  # the weights that the run itself starts from
-        return TimmEncoder(build_backbone(config.run(target).backbone, tile_px), entry, tile_px)
+        return TimmEncoder(initial_backbone(config, target), entry, tile_px)
     if kind == "local-dir":
         return _load_folder(Path(target), entry, tile_px, "a folder with config.json and model.safetensors")
     if kind in ("timm", "hf-hub", "hf_hub"):
@@ -154,5 +153,4 @@ def _load_folder(folder: Path, entry: EncoderConfig, tile_px: int, mend: str) ->
     weights = folder / "model.safetensors"
     if not weights.exists() or not (folder / "config.json").exists():
         raise MadError(f"encoders: {entry.name!r}: {folder} holds no config.json and model.safetensors; {mend}")
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    return TimmEncoder(model, entry, tile_px)
+    return TimmEncoder(load_exported(folder), entry, tile_px)

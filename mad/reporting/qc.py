@@ -9,13 +9,28 @@ import pandas as pd
 from mad.reporting.table import Block, Cell, Column, Row, Table
 
 
-def slide_table(slides: pd.DataFrame, tiles: dict[str, pd.DataFrame], shards: dict[str, pd.DataFrame]) -> Table:
-    """What became of every slide: tiles by status, share with a label, tiles in shards, unreadable ones; empty slides first."""
+def slide_table(
+    slides: pd.DataFrame,
+    tiles: dict[str, pd.DataFrame],
+    shards: dict[str, pd.DataFrame],
+    facts: dict[str, dict[str, Any]],
+) -> Table:
+    """What became of every slide, those that gave nothing first: scale, tiles by status, tiles in shards, and remarks.
+
+    Args:
+        slides: the cohort table.
+        tiles: slide -> tile table (label, status).
+        shards: slide -> shard table.
+        facts: slide -> content of tile/{slide}.json (mpp, mpp_source, cause), of which any field may lack.
+    """
     rows = []
     for slide in slides.to_dict("records"):
         name = str(slide["slide_id"])
         tile, shard = tiles.get(name), shards.get(name)
         cells = {"patient": Cell(value=str(slide["patient_id"])), "split": Cell(value=_text(slide.get("split")))}
+        fact = facts.get(name, {})
+        cells |= {"mpp": Cell(value=fact.get("mpp")), "source": Cell(value=_text(fact.get("mpp_source")))}
+        cells["remarks"] = Cell(value=_text(fact.get("cause")))
         if tile is not None:
             counts = tile["status"].value_counts()
             cells |= {status: Cell(value=int(counts.get(status, 0))) for status in ("ok", "blank", "edge")}
@@ -26,14 +41,16 @@ def slide_table(slides: pd.DataFrame, tiles: dict[str, pd.DataFrame], shards: di
         rows.append(Row(name=name, cells=cells))
     rows.sort(key=lambda row: (bool(row.cells.get("in shards", Cell(value=0)).value), row.name))
     columns = [Column(key="patient", header="Patient"), Column(key="split", header="Split")]
+    columns += [Column(key="mpp", header="um/px", digits=4), Column(key="source", header="Scale from")]
     columns += [Column(key=status, header=f"Tiles {status}", digits=0) for status in ("ok", "blank", "edge")]
     columns += [
         Column(key="labelled", header="Labelled (%)", digits=0),
         Column(key="in shards", header="Tiles in shards", digits=0),
         Column(key="unreadable", header="Unreadable", digits=0),
+        Column(key="remarks", header="Remarks"),
     ]
     empty = [row.name for row in rows if not row.cells.get("in shards", Cell(value=0)).value]
-    notes = [f"{len(empty)} slide(s) gave no tile: {', '.join(empty)}. Their cause is in logs/."] if empty else []
+    notes = [f"{len(empty)} slide(s) gave no tile: {', '.join(empty)}."] if empty else []
     return Table(
         name="slides",
         title="Slides",

@@ -30,8 +30,9 @@ def run(config: Config) -> None:
     Raises:
         MadError: there is no cohort table.
     """
+    from mad.reporting.composition import table2
     from mad.reporting.qc import health_table, slide_table, time_table
-    from mad.reporting.tables import scale_table, table2, table3, table4, table5
+    from mad.reporting.tables import scale_table, table3, table4, table5
 
     results = Path(config.results)
     cohort = results / "cohort" / "slides.parquet"
@@ -53,7 +54,7 @@ def run(config: Config) -> None:
         table4(encoders, reports),
         table5(encoders, reports),
         scale_table(encoders, reports),
-        slide_table(slides, tiles, shards),
+        slide_table(slides, tiles, shards, _facts(results / "tile", names)),
         health_table([run.name for run in config.runs], _summaries(config)),
         time_table(_benchmarks(results / "benchmarks")),
     ]  # fmt: skip
@@ -88,6 +89,12 @@ def write_table(folder: Path, table: Table) -> None:
 def _per_slide(folder: Path, slides: list[str], columns: list[str]) -> dict[str, pd.DataFrame]:
     paths = {slide: folder / f"{slide}.parquet" for slide in slides}
     return {slide: read_parquet(path, columns) for slide, path in paths.items() if path.exists()}
+
+
+def _facts(folder: Path, slides: list[str]) -> dict[str, dict[str, Any]]:
+    """slide -> what its tile job told of it, for the slides that were tiled."""
+    paths = {slide: folder / f"{slide}.json" for slide in slides}
+    return {slide: read_json(path) for slide, path in paths.items() if path.exists()}
 
 
 def _labelled(shards: dict[str, pd.DataFrame], tiles: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -28,11 +28,17 @@ CONFIG = f"{RESULTS}/config.json"
 RUNS = {run.name: run for run in CFG.runs}
 ENCODERS = {encoder.name: encoder for encoder in CFG.encoders}
 PROTOCOLS = ["classification", "clustering", "consistency", "transfer", "segmentation"]
+EVALUATIONS = [f"{protocol}.json" for protocol in PROTOCOLS] + [
+    "pca.parquet",
+    "segmentation.parquet",
+]
 
 # What the commands read. Rules name what they depend on as parameters, so that a change reruns just what it concerns.
 write_json_if_changed(CONFIG, CFG.model_dump(mode="json"))
 for name in RUNS:
-    write_json_if_changed(f"{RESULTS}/train/{name}/recipe.json", freeze_recipe(CFG, name))
+    write_json_if_changed(
+        f"{RESULTS}/train/{name}/recipe.json", freeze_recipe(CFG, name)
+    )
 
 
 wildcard_constraints:

@@ -14,21 +14,32 @@ rule embed_encoder:
         shards=results("shard/{slide}.parquet", slide=SLIDES),
     output:
         f"{RESULTS}/embed/{{encoder}}/audit.json",
-    params:
-        entry=lambda wildcards: digest(ENCODERS[wildcards.encoder].model_dump(mode="json")),
-        maps=digest(CFG.evaluate.model_dump(mode="json", include={"segmentation_slides", "segmentation_num_slides", "segmentation_magnifications"})),
     log:
         f"{RESULTS}/logs/embed/{{encoder}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/embed/{{encoder}}.tsv"
-    threads: 2
     conda:
         "../../envs/mad.yaml"
+    threads: 2
+    params:
+        entry=lambda wildcards: digest(
+            ENCODERS[wildcards.encoder].model_dump(mode="json")
+        ),
+        maps=digest(
+            CFG.evaluate.model_dump(
+                mode="json",
+                include={
+                    "segmentation_slides",
+                    "segmentation_num_slides",
+                    "segmentation_magnifications",
+                },
+            )
+        ),
     shell:
         "OMP_NUM_THREADS={threads} python -m mad embed --encoder {wildcards.encoder} --config {CONFIG} >> {log} 2>&1"
 
 
 rule embed:
-    localrule: True
     input:
         results("embed/{encoder}/audit.json", encoder=ENCODERS),
+    localrule: True

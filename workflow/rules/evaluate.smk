@@ -5,23 +5,23 @@ rule evaluate_encoder:
         tiles=results("tile/{slide}.parquet", slide=SLIDES),
         shards=results("shard/{slide}.parquet", slide=SLIDES),
     output:
-        [f"{RESULTS}/evaluate/{{encoder}}/{protocol}.json" for protocol in PROTOCOLS],
-    params:
-        settings=section("evaluate"),
-        label=section("label"),
-        seed=CFG.seed,
+        [f"{RESULTS}/evaluate/{{encoder}}/{name}" for name in EVALUATIONS],
     log:
         f"{RESULTS}/logs/evaluate/{{encoder}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{encoder}}.tsv"
-    threads: 2
     conda:
         "../../envs/mad.yaml"
+    threads: 2
+    params:
+        settings=section("evaluate"),
+        label=section("label"),
+        seed=CFG.seed,
     shell:
         "OMP_NUM_THREADS={threads} python -m mad evaluate --encoder {wildcards.encoder} --config {CONFIG} >> {log} 2>&1"
 
 
 rule evaluate:
-    localrule: True
     input:
-        results("evaluate/{encoder}/{protocol}.json", encoder=ENCODERS, protocol=PROTOCOLS),
+        results("evaluate/{encoder}/{file}", encoder=ENCODERS, file=EVALUATIONS),
+    localrule: True

@@ -3,23 +3,30 @@ TABLES = {
     "table3": "Classification and clustering",
     "table4": "Cross-magnification consistency",
     "table5": "Cross-magnification generalisation",
+    "scales": "Is it an offset? The train-scale x test-scale matrix",
+    "slides": "Slides",
     "training": "Health of the trainings",
     "time": "Time budget",
 }
-FIGURES = {"figure3_pca": "Parents and children in one embedding", "figure4_segmentation": "Segmentation maps"}
+FIGURES = {
+    "figure3_pca": "Parents and children in one embedding",
+    "figure4_segmentation": "Segmentation maps",
+}
 
 
 # Time stamps of the benchmarks are read but not declared: a stage that ran again has changed its own output already.
 rule report:
     input:
-        evaluations=results("evaluate/{encoder}/{protocol}.json", encoder=ENCODERS, protocol=PROTOCOLS),
+        evaluations=results(
+            "evaluate/{encoder}/{file}", encoder=ENCODERS, file=EVALUATIONS
+        ),
         trainings=results("train/{run}/summary.json", run=RUNS),
         tiles=results("tile/{slide}.json", slide=SLIDES),
         shards=results("shard/{slide}.parquet", slide=SLIDES),
         pictures=results("tile/{slide}.png", slide=SLIDES),
         check=[] if CFG.cohort.sheet else f"{RESULTS}/synthetic/check.json",
     output:
-        results("report/tables/{table}.csv", table=TABLES),
+        results("report/tables/{table}.{format}", table=TABLES, format=["csv", "tex"]),
         [
             report(
                 f"{RESULTS}/report/tables/{table}.md",
@@ -38,14 +45,14 @@ rule report:
             )
             for figure, title in FIGURES.items()
         ],
-    params:
-        encoders=digest([encoder.model_dump(mode="json") for encoder in CFG.encoders]),
-        label=section("label"),
     log:
         f"{RESULTS}/logs/report.log",
     benchmark:
         f"{RESULTS}/benchmarks/report/report.tsv"
     conda:
         "../../envs/mad.yaml"
+    params:
+        encoders=digest([encoder.model_dump(mode="json") for encoder in CFG.encoders]),
+        label=section("label"),
     shell:
         "python -m mad report --config {CONFIG} >> {log} 2>&1"

@@ -9,13 +9,13 @@ def run_inputs(wildcards):
 
 
 rule shard_cohort:
-    localrule: True
     input:
         results("shard/{slide}.parquet", slide=SLIDES),
     output:
         f"{RESULTS}/shard/cohort.json",
     log:
         f"{RESULTS}/logs/shard/cohort.log",
+    localrule: True
     conda:
         "../../envs/mad.yaml"
     shell:
@@ -33,14 +33,14 @@ rule train_run:
         f"{RESULTS}/logs/train/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
-    threads: lambda wildcards: RUNS[wildcards.run].runtime.threads or 2
     conda:
         "../../envs/mad.yaml"
+    threads: lambda wildcards: RUNS[wildcards.run].runtime.threads or 2
     shell:
         "OMP_NUM_THREADS={threads} exec python -m mad train --run {wildcards.run} --config {CONFIG} >> {log} 2>&1"
 
 
 rule train:
-    localrule: True
     input:
         results("train/{run}/summary.json", run=RUNS),
+    localrule: True

@@ -1,0 +1,91 @@
+"""Encoders: what is embedded is what their audit says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from mad.config import Config, parse_config
+from mad.files import MadError
+from mad.models.encoders import load_encoder, weights_sha256
+from mad.models.export import export_encoder
+from mad.models.vit import build_backbone
+
+TILES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3)).astype(np.uint8)
+VIT = {"model": "vit_tiny_patch16_224", "args": {"embed_dim": 48, "depth": 2, "num_heads": 2, "reg_tokens": 3}}
+
+
+def configure(folder: Path, spec: str, **entry: object) -> Config:
+    run = {"name": "tiny", "method": "mad", "steps": 10, "warmup": 1, "freeze_last_layer": 1, "backbone": VIT}
+    encoders = [{"name": "e", "spec": spec, **entry}]
+    return parse_config({"results": str(folder), "tile": {"tile_px": 64}, "runs": [run], "encoders": encoders})
+
+
+def images() -> torch.Tensor:
+    """The tiles as the model is to see them: ImageNet's normalisation is that of neither test nor default config."""
+    mean, std = torch.tensor([0.5] * 3).view(1, 3, 1, 1), torch.tensor([0.5] * 3).view(1, 3, 1, 1)
+    return (torch.from_numpy(TILES).permute(0, 3, 1, 2) / 255 - mean) / std
+
+
+def test_colour_is_each_channels_mean_and_deviation(tmp_path: Path) -> None:
+    vectors = load_encoder(configure(tmp_path, "colour"), "e")(TILES)
+    expected = [
+        [TILES[n, ..., c].mean() / 255 for c in range(3)] + [TILES[n, ..., c].std() / 255 for c in range(3)]
+        for n in range(5)
+    ]
+    assert np.allclose(vectors, expected, atol=1e-5)
+
+
+def test_random_is_the_initial_state_of_the_run(tmp_path: Path) -> None:
+    first, second = (load_encoder(configure(tmp_path, "random:tiny"), "e") for _ in range(2))
+    assert np.array_equal(first(TILES), second(TILES))
+    assert first.audit["weights_sha256"] == second.audit["weights_sha256"]
+    assert first.audit["dim"] == 48 and first.audit["resize"] is None
+
+
+@pytest.mark.parametrize("pooling", ["auto", "cls", "avg", "cls+avg"])
+def test_a_run_is_loaded_from_its_folder_and_pooled_as_asked(tmp_path: Path, pooling: str) -> None:
+    config = configure(tmp_path, "run:tiny", pooling=pooling)
+    torch.manual_seed(1)
+    model = build_backbone(config.run("tiny").backbone, 64).eval()
+    export_encoder(model, tmp_path / "train" / "tiny" / "encoder", image_px=64, card="", provenance={})
+    encoder = load_encoder(config, "e")
+    with torch.no_grad():
+        tokens = model.forward_features(images())
+    parts = {"cls": [tokens[:, 0]], "avg": [tokens[:, 4:].mean(1)], "cls+avg": [tokens[:, 0], tokens[:, 4:].mean(1)]}
+    expected = torch.cat(parts.get(pooling, parts["cls"]), dim=1)
+    assert np.allclose(encoder(TILES), expected.numpy(), atol=1e-4)
+    assert encoder.audit["weights_sha256"] == weights_sha256(
+        timm.create_model(f"local-dir:{tmp_path}/train/tiny/encoder", pretrained=True)
+    )
+
+
+def test_a_model_of_another_size_resizes_and_says_so(tmp_path: Path) -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=96, num_classes=0, embed_dim=48, depth=1, num_heads=2
+    ).eval()
+    export_encoder(model, tmp_path / "own", image_px=96, card="", provenance={})
+    encoder = load_encoder(configure(tmp_path, f"local-dir:{tmp_path}/own"), "e")
+    assert encoder.audit["resize"] == [64, 96] and encoder.audit["mpp_factor"] == pytest.approx(64 / 96)
+    raw = torch.from_numpy(TILES).permute(0, 3, 1, 2).float()
+    large = F.interpolate(raw, size=(96, 96), mode="bicubic", antialias=True).clamp(0, 255)
+    with torch.no_grad():
+        expected = model((large / 255 - 0.5) / 0.5)
+    assert np.allclose(encoder(TILES), expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("run:tiny", "train run 'tiny' first"),
+        ("local-dir:/nowhere", "a folder with config.json and model.safetensors"),
+        ("vit_small", "known forms are run:NAME"),
+        ("timm:no_such_model", "cannot be loaded"),
+    ],
+)
+def test_missing_weights_say_what_mends_it(tmp_path: Path, spec: str, message: str) -> None:
+    with pytest.raises(MadError, match=message):
+        load_encoder(configure(tmp_path, spec), "e")
