@@ -125,6 +125,7 @@ def test_a_run_writes_an_encoder_that_timm_loads_and_a_summary(fresh, method):
     assert summary["steps"] == 10
     assert summary["collapsed"] == bool(summary["warnings"])
     assert summary["health_split"] == "val"
+    assert set(summary["final_loss_by_views"]) <= {"pair", "multicrop"} and summary["final_loss"] > 0
     assert 0 < summary["health"]["rankme"] <= 24
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "license: apache-2.0" in (folder / "encoder" / "README.md").read_text()

@@ -154,7 +154,7 @@ def paint_raster(tiles: pd.DataFrame, column: str, colours: dict[str, str]) -> t
     place = ((tiles[["y", "x"]].to_numpy(float) - [top, left]) / side).round().astype(int)
     image = np.zeros((*(place.max(axis=0) + 1), 4))
     for name, colour in colours.items():
-        mine = place[(tiles[column] == name).to_numpy(bool)]
+        mine = place[(tiles[column] == name).fillna(False).to_numpy(bool)]
         image[mine[:, 0], mine[:, 1]] = (*to_rgb(colour), 1.0)
     return image, [left, left + image.shape[1] * side, top + image.shape[0] * side, top]
 

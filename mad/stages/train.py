@@ -188,6 +188,8 @@ def _summarise(
     draw_curves(records, entry.head.prototypes, f"{entry.name} ({entry.method})", folder / "curves.png")
     last = records[-max(1, round(FINAL_SHARE * entry.steps)) :]
     loss = math.fsum(record["dino"] for record in last) / len(last)
+    kinds = sorted({record["kinds"] for record in last})
+    by_kind = {kind: [record["dino"] for record in last if record["kinds"] == kind] for kind in kinds}
     health: dict[str, float] = next((record["health"] for record in reversed(records) if "health" in record), {})
     warnings = collapse_warnings(loss, entry.head.prototypes, health.get("rankme", 0.0))
     for warning in warnings:
@@ -201,7 +203,7 @@ def _summarise(
             **identity,
             "name": entry.name, "method": entry.method, "final_loss": loss, "ln_k": math.log(entry.head.prototypes),
             "first_loss": records[0]["dino"], "images_per_s_median": rates[len(rates) // 2], "data_wait_share": round(waited, 3),
-            "health": health,
+            "health": health, "final_loss_by_views": {kind: math.fsum(found) / len(found) for kind, found in by_kind.items()},
             "collapsed": bool(warnings), "warnings": warnings, "tile_px": recipe["tile_px"],
         },
     )  # fmt: skip
