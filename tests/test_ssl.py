@@ -62,6 +62,7 @@ def _one_of_two(rank, path, scores, embeddings):
     own = embeddings[mine].clone().requires_grad_(True)
     koleo_by_position(ranks.gather(own)).backward()
     torch.save((q, own.grad / 2), f"{path}/{rank}.pt")  # DistributedDataParallel averages over processes
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import timm
 import torch
@@ -55,8 +56,7 @@ class ColourEncoder:
     )
 
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
-        values = tiles.reshape(len(tiles), -1, 3).astype(np.float32) / 255
-        return np.concatenate([values.mean(axis=1), values.std(axis=1)], axis=1)
+        return np.stack([np.concatenate(cv2.meanStdDev(tile)).ravel() for tile in tiles]).astype(np.float32) / 255
 
 
 class TimmEncoder:

@@ -86,7 +86,7 @@ def export_untrained(config: Config, name: str, out: Pathlike) -> str:
     run = config.run(name)
     model = initial_backbone(config, name)
     provenance = {"recipe_digest": digest(recipe), "data_digest": None, "steps": 0, "untrained": True}
-    card = model_card(run, recipe, model, f"`{name}`, untrained", ["none: random weights"], {}, "0 steps")
+    card = model_card(run, recipe, model, f"`{name}`, untrained", ["none: random weights"], {}, {}, "0 steps")
     return export_encoder(model, out, image_px=recipe["tile_px"], card=card, provenance=provenance)
 
 
@@ -96,13 +96,17 @@ def model_card(
     model: nn.Module,
     title: str,
     losses: list[str],
-    counts: dict[str, int],
+    samples: dict[str, int],
+    tiles: dict[str, int],
     length: str,
 ) -> str:
     """The model card of an exported encoder as Markdown with the front matter of the Hugging Face hub."""
     magnifications = recipe["magnifications"]
     scales = ", ".join(f"{value:g}x ({10 / value:g} um/px)" for value in magnifications)
-    data = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+    data = "none"
+    if samples:
+        data = "; ".join(", ".join(f"{n} {kind}" for kind, n in counts.items()) for counts in (samples, tiles))
+        data = data.replace("; ", " samples; distinct tiles: ")
     mean, std = mean_std(model)
     listed = "\n".join(f"- {loss}" for loss in losses)
     return f"""---

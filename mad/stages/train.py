@@ -107,11 +107,13 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
         _announce(data, state, numerics, len(records))
     train(state, data, health, numerics, folder)
     if ranks.rank() == 0:
-        losses, counts = loss_names(entry, list(data.weights)), index.counts() | index.magnification_counts()
-        card = model_card(entry, recipe, teacher.backbone, f"`{entry.name}`", losses, counts, f"{entry.steps} steps")
+        losses, samples, tiles = loss_names(entry, list(data.weights)), index.counts(), index.magnification_counts()
+        card = model_card(
+            entry, recipe, teacher.backbone, f"`{entry.name}`", losses, samples, tiles, f"{entry.steps} steps"
+        )
         provenance = {
             **identity, "recipe": recipe, "steps": state.step, "seconds": round(state.seconds, 1), "losses": losses,
-            "samples": index.counts(), "tiles": index.magnification_counts(), "health_split": health.source,
+            "samples": samples, "tiles": tiles, "health_split": health.source,
             "health_kind": health.kind, "device": str(device), "precision": str(numerics.dtype).removeprefix("torch."),
             "world_size": ranks.world_size(), "threads": torch.get_num_threads(),
         }  # fmt: skip

@@ -228,6 +228,7 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
                         checkpoint.save(checkpoints, state.step, state.state())
                         saved_at = time.monotonic()
                 if stopping and not done:
+                    ranks.barrier()  # the checkpoint is whole before anyone leaves
                     raise Interrupted(
                         f"{run.name}: stopped by SIGTERM at step {state.step}; the next start resumes there"
                     )

@@ -42,6 +42,7 @@ def process_group() -> Iterator[torch.device]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+        barrier()  # nobody leaves while another still talks
     finally:
         if join:
             dist.destroy_process_group()
