@@ -173,7 +173,10 @@ def test_slides_without_tiles_come_first() -> None:
     slides = pd.DataFrame({"slide_id": ["S1", "S2"], "patient_id": ["P1", "P2"], "split": ["train", None]})
     tiles = {"S1": pd.DataFrame({"tile_id": ["t", "u"], "status": ["ok", "blank"], "label": ["a", None]})}
     shards = {"S1": pd.DataFrame({"tile_id": ["t", "v"], "status": ["ok", "unreadable"]})}
-    facts = {"S1": {"mpp": 0.25, "mpp_source": "cohort sheet", "cause": None}, "S2": {"cause": "no slide that can be read"}}
+    facts = {
+        "S1": {"mpp": 0.25, "mpp_source": "cohort sheet", "cause": None},
+        "S2": {"cause": "no slide that can be read"},
+    }
     table = slide_table(slides, tiles, shards, facts)
     assert [row.name for row in table.rows] == ["S2", "S1"]
     assert "| S1 | P1 | train | 0.2500 | cohort sheet | 1 | 1 | 0 | 50 | 1 | 1 |" in table.markdown()
