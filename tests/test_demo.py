@@ -1,0 +1,69 @@
+"""What `make demo` must show, on its own results: mechanics, never that a method wins."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mad.files import read_json
+from mad.tiles.pyramid import Ladder, parse_tile_id
+
+RESULTS = Path(__file__).parents[1] / "results"
+pytestmark = pytest.mark.skipif(
+    not (RESULTS / "report" / "tables" / "table5.md").exists(), reason="results/ holds no finished demo: run `make demo`"
+)
+RUNS, ENCODERS = ["mad", "dinov2"], ["mad", "dinov2", "random", "colour"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_training_learned_and_did_not_collapse(run: str) -> None:
+    summary = read_json(RESULTS / "train" / run / "summary.json")
+    metrics = pd.read_json(RESULTS / "train" / run / "metrics.jsonl", lines=True)
+    loss = metrics["dino"].to_numpy()
+    assert len(loss) == summary["steps"] and np.isfinite(loss).all()
+    tenth = len(loss) // 10
+    assert loss[-tenth:].mean() < summary["ln_k"], "the loss ended at or above ln K: uniform collapse"
+    assert loss[-tenth:].mean() < loss[:tenth].mean(), "the loss did not fall"
+    assert summary["health"]["rankme"] > 10, "rank collapse"
+    assert not summary["collapsed"]
+
+
+def test_runs_had_equal_steps_seeds_and_tiles() -> None:
+    mad, dinov2 = (read_json(RESULTS / "train" / run / "recipe.json") for run in RUNS)
+    differ = {key for key in mad["run"] if mad["run"][key] != dinov2["run"][key]}
+    assert differ == {"name", "method"}
+    assert mad["seed"] == dinov2["seed"]
+    summaries = [read_json(RESULTS / "train" / run / "summary.json") for run in RUNS]
+    assert summaries[0]["data_digest"] == summaries[1]["data_digest"]
+
+
+def test_pairs_are_aligned_and_patients_disjoint() -> None:
+    slides = pd.read_parquet(RESULTS / "cohort" / "slides.parquet").set_index("slide_id")
+    assert slides.groupby("patient_id")["split"].nunique().max() == 1
+    assert slides["split"].value_counts()[["train", "val", "test"]].tolist() == [8, 1, 3]
+    ladder = Ladder((2.5, 10.0, 40.0))
+    for slide_id, split in slides["split"].items():
+        shards = pd.read_parquet(RESULTS / "shard" / f"{slide_id}.parquet")
+        assert set(shards["split"]) == {split}
+        children = shards[shards["role"] == "child"]
+        for row in children.sample(50, random_state=0).itertuples():
+            parent = parse_tile_id(row.sample_id)[1]
+            assert parse_tile_id(row.tile_id)[1] == ladder.children(parent)[row.position]
+
+
+def test_every_table_and_figure_is_there_with_every_row() -> None:
+    report = RESULTS / "report"
+    for table in ("table3", "table4", "table5"):
+        text = (report / "tables" / f"{table}.md").read_text()
+        assert all(f"| {encoder} |" in text for encoder in ENCODERS), table
+        assert "absent" not in text and "not applicable" not in text
+        assert (report / "tables" / f"{table}.csv").stat().st_size > 200
+    assert "Grand Total" in (report / "tables" / "table2.md").read_text()
+    for figure in ("figure3_pca", "figure4_segmentation"):
+        assert (report / "figures" / f"{figure}.png").stat().st_size > 50_000
+
+
+def test_the_cohort_passed_its_own_checks() -> None:
+    check = read_json(RESULTS / "synthetic" / "check.json")
+    assert check["passed"], check["passed_each"]
