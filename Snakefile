@@ -18,6 +18,12 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+onstart:
+    write_json_if_changed(
+        f"{RESULTS}/config.json", SETTINGS
+    )  # for people: `mad … --config results/config.json`
+
+
 rule all:
     default_target: True
     input:

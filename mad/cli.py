@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from mad.config import Config, json_schema, load_config
-from mad.files import MadError, to_json, write_json
+from mad.files import MadError, atomic_path, to_json, write_json
+from mad.progress import log
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -54,7 +55,15 @@ def synth(
     if check:
         from mad.slides.synthetic.checks import check_cohort
 
-        write_json(folder / "check.json", check_cohort(settings.synthetic, folder))
+        if settings.synthetic.patients < 4:
+            write_json(
+                folder / "check.json", {"passed": None, "reason": "a cohort of fewer than 4 patients is not checked"}
+            )
+            return
+        found = check_cohort(settings.synthetic, folder)
+        write_json(folder / "check.json", found)
+        for name, passed in found["passed_each"].items():
+            log(f"synthetic cohort: {name}: {'ok' if passed else 'FAILED: results on this cohort prove little'}")
         return
     from mad.slides.synthetic.slide import write_slide
 
@@ -182,8 +191,11 @@ def tiles_show(
         raise MadError(str(error)) from None
     row = _row(settings, slide_id)
     with open_aligned(row.path, settings.tile, row.mpp) as slide:
-        cv2.imwrite(str(output), cv2.cvtColor(slide.tile(index), cv2.COLOR_RGB2BGR))
+        if not slide.grid.holds(index):
+            raise MadError(f"{tile_id}: {slide_id} has no such tile; `status` and ids stand in tile/{slide_id}.parquet")
         x, y, side, _ = slide.grid.rectangle(*slide.grid.ladder.position(index))
+        with atomic_path(output.with_suffix(".png")) as temporary:
+            cv2.imwrite(str(temporary), cv2.cvtColor(slide.tile(index), cv2.COLOR_RGB2BGR))
     typer.echo(f"{output}: {tile_id}, {side} level-0 px at ({x}, {y}) of {row.path}")
 
 

@@ -118,6 +118,8 @@ def _grid(slide: str, columns: int, rows: int, finest: int, labelled: bool) -> p
                 lines.append((f"{slide}_L2_{i}_{j}_{k}_{m}", f"{slide}_L1_{i}_{j}_{k}", 40.0, *place))
     tiles = pd.DataFrame(lines, columns=["tile_id", "parent_id", "magnification", "x", "y", "side"])
     names = [CLASSES[_column_class(x, columns)] for x in tiles["x"] + tiles["side"] / 2]
+    place = tiles["tile_id"].str.extract(r"_L\d_(\d+)_(\d+)").astype(int)
+    tiles = tiles.assign(i=place[0], j=place[1])
     return tiles.assign(slide_id=slide, label=names if labelled else None, status="ok", native=True)
 
 
@@ -161,3 +163,4 @@ def _save(folder: Path, slide: str, ids: pd.Series, features: np.ndarray) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     write_parquet(folder / f"{slide}.parquet", pd.DataFrame({"tile_id": ids.to_numpy()}))
     np.save(folder / f"{slide}.npy", features)
+    write_json(folder / f"{slide}.json", {"key": "fake", "tiles": len(ids)})

@@ -1,5 +1,6 @@
 """Tile (i, j, k, m) holds exactly its place: shown by slides whose pixels tell their own coordinates."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -96,15 +97,34 @@ def test_a_grid_in_micrometres_neither_drifts_nor_shifts(tmp_path: Path) -> None
             assert np.abs(tile[smooth, smooth].astype(int) - direct[smooth, smooth]).mean() < 3
 
 
-def test_both_readers_agree_on_a_jpeg_slide(tmp_path: Path) -> None:
-    y, x = np.mgrid[:900, :1000]
-    pixels = np.stack([x * 255 / 1000, y * 255 / 900, (x + y) * 255 / 1900], axis=-1).astype(np.uint8)
-    write_tiff(tmp_path / "s.tiff", [pixels], 0.25, compression="jpeg", compressionargs={"level": 95})
-    fast = open_slide(tmp_path / "s.tiff")
-    assert isinstance(fast, TiffReader)
+SMOOTH = np.stack([np.mgrid[:900, :1000][1] / 4, np.mgrid[:900, :1000][0] / 4, np.mgrid[:900, :1000].sum(0) / 8], -1)
+
+
+@pytest.mark.parametrize(
+    ("options", "fast"),
+    [
+        ({"compression": "jpeg", "compressionargs": {"level": 95}}, True),
+        ({"compression": "jpeg", "compressionargs": {"level": 95}, "subsampling": (2, 2)}, True),
+        ({"compression": "jpeg", "compressionargs": {"level": 95, "outcolorspace": "rgb"}}, True),
+        ({"compression": "lzw"}, True),
+        ({"compression": None}, True),
+        ({"compression": "deflate", "predictor": True}, True),
+        ({"compression": "deflate", "planarconfig": "separate"}, False),
+    ],
+)
+def test_the_fast_reader_agrees_with_openslide(tmp_path: Path, options: dict[str, object], fast: bool) -> None:
+    """RGB and YCbCr JPEG, with and without subsampled chroma, and lossless codecs; what it cannot read, OpenSlide does."""
+    pixels = SMOOTH.astype(np.uint8)
+    stored = pixels
+    if options.get("planarconfig") == "separate":
+        stored = np.moveaxis(pixels, -1, 0)
+    write_tiff(tmp_path / "s.tiff", [stored], 0.25, **options)
+    slide = open_slide(tmp_path / "s.tiff")
+    assert isinstance(slide, TiffReader) is fast
     for rectangle in [(0, 0, 300, 200), (777, 600, 400, 400), (-50, -20, 100, 100), (2000, 2000, 8, 8)]:
-        a, b = fast.read(0, *rectangle), Reader(tmp_path / "s.tiff").read(0, *rectangle)
+        a, b = slide.read(0, *rectangle), Reader(tmp_path / "s.tiff").read(0, *rectangle)
         assert np.abs(a.astype(int) - b).max() <= 2, rectangle
+    assert np.abs(slide.read(0, 0, 0, 200, 200).astype(int) - pixels[:200, :200]).mean() < 6
 
 
 def test_the_overview_shows_the_whole_grid(coordinate_slide: Path, tmp_path: Path) -> None:
@@ -137,21 +157,55 @@ def test_faults_are_named(tmp_path: Path) -> None:
     assert open_aligned(tmp_path / "noscale.tiff", CONFIG, mpp=0.25).scale.source == "cohort sheet"
 
 
-@pytest.mark.parametrize("reader", [Reader, TiffReader])
+def wipe(data: bytes) -> bytes:
+    return bytes(len(data))
+
+
+def wipe_second_half(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+
+
+def end_early(data: bytes) -> bytes:
+    return data[: len(data) // 3] + b"\xff\xd9" + data[len(data) // 3 + 2 :]
+
+
 @pytest.mark.parametrize("codec", [{"compression": "deflate"}, {"compression": "jpeg"}])
+@pytest.mark.parametrize(
+    ("reader", "damage"),  # OpenSlide itself lets some JPEG streams pass whose second half is wiped
+    [(Reader, wipe), (TiffReader, wipe), (TiffReader, wipe_second_half), (TiffReader, end_early)],
+)
 def test_damaged_pixels_are_an_error_never_white_and_the_rest_still_reads(
-    tmp_path: Path, reader: type[Reader], codec: dict[str, str]
+    tmp_path: Path, reader: type[Reader], codec: dict[str, str], damage: Callable[[bytes], bytes]
 ) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "s.tiff"
     write_tiff(path, [rng.integers(0, 256, (1024, 1024, 3)).astype(np.uint8)], 0.25, **codec)
     with tifffile.TiffFile(path) as file:
         offset, size = file.pages[0].dataoffsets[5], file.pages[0].databytecounts[5]  # tile row 1, column 1
-    data = bytearray(path.read_bytes())
-    data[offset : offset + size] = bytes(size)
-    path.write_bytes(data)
+    data = path.read_bytes()
+    path.write_bytes(data[:offset] + damage(data[offset : offset + size]) + data[offset + size :])
     slide = open_slide(path) if reader is TiffReader else Reader(path)
     assert type(slide) is reader
     with pytest.raises(ReadError, match=r"level 0, 100 x 100 px at \(300, 300\)"):
         slide.read(0, 300, 300, 100, 100)
     assert slide.read(0, 0, 0, 200, 200).std() > 50
+
+
+def test_a_damaged_overview_level_is_read_from_a_finer_one(tmp_path: Path) -> None:
+    path = tmp_path / "s.tiff"
+    small = SMOOTH[::4, ::4].astype(np.uint8)
+    write_tiff(path, [SMOOTH.astype(np.uint8), small], 0.25)
+    with tifffile.TiffFile(path) as file:
+        offset, size = file.pages[1].dataoffsets[0], file.pages[1].databytecounts[0]
+    data = path.read_bytes()
+    whole = open_slide(path).overview(8.0, 100, 120)
+    path.write_bytes(data[:offset] + wipe_second_half(data[offset : offset + size]) + data[offset + size :])
+    assert np.abs(open_slide(path).overview(8.0, 100, 120).astype(int) - whole).max() <= 3
+
+
+def test_an_overview_starts_where_the_grid_does(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "s.tiff", [SMOOTH.astype(np.uint8)], 0.25)
+    with open_slide(tmp_path / "s.tiff") as reader:
+        view = reader.overview(10.0, 40, 50, left=230, top=310)
+        assert np.abs(view[..., 0].mean(0) - (230 + 10 * np.arange(50) + 4.5) / 4).max() < 1.5
+        assert np.abs(view[..., 1].mean(1) - (310 + 10 * np.arange(40) + 4.5) / 4).max() < 1.5

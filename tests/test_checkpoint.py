@@ -30,6 +30,18 @@ def test_an_unreadable_file_falls_back_to_the_one_before(tmp_path):
         checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})
 
 
+def test_leftovers_of_a_killed_save_are_removed_and_checkpoints_stay(tmp_path):
+    path = checkpoint.save(tmp_path, 5, state(5))
+    with pytest.MonkeyPatch.context() as patch:  # a killed process removes nothing
+        patch.setattr(checkpoint.torch, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 6, state(6))
+    assert len(list(tmp_path.iterdir())) == 2
+    checkpoint.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_another_run_is_refused_and_none_is_none(tmp_path):
     assert checkpoint.load_latest(tmp_path, {}) is None
     checkpoint.save(tmp_path, 5, state(5))

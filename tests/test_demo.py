@@ -11,7 +11,8 @@ from mad.tiles.pyramid import Ladder, parse_tile_id
 
 RESULTS = Path(__file__).parents[1] / "results"
 pytestmark = pytest.mark.skipif(
-    not (RESULTS / "report" / "tables" / "table5.md").exists(), reason="results/ holds no finished demo: run `make demo`"
+    not (RESULTS / "report" / "tables" / "table5.md").exists(),
+    reason="results/ holds no finished demo: run `make demo`",
 )
 RUNS, ENCODERS = ["mad", "dinov2"], ["mad", "dinov2", "random", "colour"]
 

@@ -3,13 +3,15 @@
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
+from mad.cli import tiles_show
 from mad.config import Config, parse_config
 from mad.config.synthetic import SyntheticConfig
-from mad.files import MadError, read_json
+from mad.files import MadError, read_json, write_json
 from mad.slides.sheet import cohort_rows, write_sheet
 from mad.slides.synthetic.slide import write_slide
 from mad.stages import cohort, sample, shard, tile
@@ -183,6 +185,42 @@ def test_relabelling_rewrites_no_pixels(slides: Path, tmp_path: Path) -> None:
     name = Path(config.results) / "shard" / "S01" / "train-2.5x-10x-000000.tar"
     assert after[name] == before[name]
     assert "Gray Matter" not in b"".join(after.values()).decode("latin-1")
+
+
+def test_unchanged_shards_are_not_cut_again(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table, deleted as the workflow deletes it, comes back without a pixel read; a change of any input cuts anew."""
+    config = configure(tmp_path, slides)
+    folder = run_all(config)
+    row = cohort_rows(config)[0]
+    table = folder / "shard" / "S01.parquet"
+    before = table.read_bytes()
+    cuts = []
+    real = shard._cut
+    monkeypatch.setattr(shard, "_cut", lambda *given: cuts.append(1) or real(*given))
+    table.unlink()
+    shard.run(config, row)
+    assert table.read_bytes() == before and not cuts
+    shard.run(config.model_copy(update={"shard": config.shard.model_copy(update={"quality": 80})}), row)
+    assert len(cuts) == 1 and table.read_bytes() != before
+    shard.run(config, row)
+    assert len(cuts) == 2 and table.read_bytes() == before
+    next((folder / "shard" / "S01").glob("*.tar")).unlink()
+    shard.run(config, row)
+    assert len(cuts) == 3
+
+
+def test_a_tile_is_shown_or_refused(slides: Path, tmp_path: Path) -> None:
+    config = configure(tmp_path, slides)
+    write_json(tmp_path / "config.json", config.model_dump(mode="json"))
+    tiles_show("S01_L2_0_0_6_15", output=tmp_path / "new" / "tile.png", config=tmp_path / "config.json")
+    from mad.slides.reader import open_slide
+
+    with open_slide(slides / "S01.tiff") as slide:
+        shown = cv2.cvtColor(cv2.imread(str(tmp_path / "new" / "tile.png")), cv2.COLOR_BGR2RGB)
+        assert np.array_equal(shown, slide.read(0, (2 * 4 + 3) * 112, (1 * 4 + 3) * 112, 112, 112))
+    for wrong in ("S01_L0_99_0", "S01_L1_0_0_16", "S01_L3_0_0_1_1_1", "S09_L0_0_0", "tile"):
+        with pytest.raises(MadError, match=wrong.split("_")[0]):
+            tiles_show(wrong, output=tmp_path / "x.png", config=tmp_path / "config.json")
 
 
 def test_real_slides_give_aligned_tiles(real_slides: Path, tmp_path: Path) -> None:

@@ -98,6 +98,12 @@ def test_adding_a_slide_reshuffles_nobody() -> None:
     assert (hash_rank(pd.Series(["a", "b"]), 1) != hash_rank(pd.Series(["a", "b"]), 2)).all()
 
 
+def test_without_a_background_class_every_usable_parent_is_a_candidate() -> None:
+    table = slide_table("S", 0)
+    found = candidates(table, LADDER, seed=0, background=None, background_pairs=False)
+    assert (found["kind"] == "10x-40x").sum() == ((table["magnification"] == 10) & (table["status"] == "ok")).sum() > 0
+
+
 def test_unlabelled_tiles_have_a_cap_of_their_own() -> None:
     table = slide_table("S", 0).assign(label=pd.NA)
     found = candidates(table, LADDER, seed=0, background="Background", background_pairs=False)

@@ -12,7 +12,8 @@ from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
 from mad.config.evaluation import EvaluationConfig
-from mad.evaluation.scales import coral, match_moments, moments, scale_matrix
+from mad.evaluation.scales import coral, match_moments, scale_matrix
+from mad.metrics.moments import moments
 from mad.stages.evaluate import load
 
 

@@ -47,6 +47,7 @@ def tiles(labels: list[str | None]) -> pd.DataFrame:
             "y": 0,
             "side": 1,
             "label": pd.array(labels, object),
+            "split": "test",
         }
     )
 
@@ -62,11 +63,14 @@ def test_paint_takes_the_first_run_and_keeps_the_order() -> None:
 def test_scores_are_of_labelled_tiles_and_present_classes() -> None:
     painted = tiles(["a", "a", "a", None]).assign(slide_id="S1", predicted=["a", "a", "b", "b"])
     (row,) = map_scores(painted, CLASSES)
-    assert row["tiles"] == 4 and row["labelled"] == 3
+    assert row["tiles"] == 4 and row["scored"] == 3
     assert row["accuracy"] == pytest.approx(2 / 3)
     assert row["mean_iou"] == pytest.approx(2 / 3)  # class b is not in the truth
-    (none,) = map_scores(painted.assign(label=None), CLASSES)
-    assert none["mean_iou"] is None and none["accuracy"] is None
+    for without in (painted.assign(label=None), painted.assign(split="train"), painted.assign(split=None)):
+        (none,) = map_scores(without, CLASSES)
+        assert none["scored"] == 0 and none["mean_iou"] is None and none["accuracy"] is None
+    (part,) = map_scores(painted.assign(split=["test", "train", "test", "test"]), CLASSES)
+    assert part["scored"] == 2 and part["accuracy"] == pytest.approx(1 / 2)
 
 
 def test_no_slides_make_an_empty_table() -> None:

@@ -47,10 +47,25 @@ def test_sinkhorn_knopp_uses_all_prototypes_equally_when_it_converges():
     np.testing.assert_allclose(q.sum(dim=0).numpy(), 40 / 8, rtol=1e-3)
 
 
-def test_sinkhorn_knopp_survives_a_prototype_without_mass():
+LOW = {
+    "a column far below": [[0.95, -0.15], [0.90, -0.10], [0.93, -0.30], [0.85, -0.20]],
+    "a row far below": [[0.9, 0.8], [-0.3, -0.2]],
+    "spread over -1 to 1": np.random.default_rng(0).uniform(-1, 1, (12, 5)).tolist(),
+}
+
+
+@pytest.mark.parametrize("scores", LOW.values(), ids=LOW)
+def test_sinkhorn_knopp_is_exact_at_low_temperature(scores):
+    """Scores lie so far apart that exp(scores / temperature) relative to the largest one is 0 in fp32, not in float64."""
+    q = sinkhorn_knopp(torch.tensor(scores), 0.01).numpy()
+    np.testing.assert_allclose(q, sinkhorn_reference(scores, 0.01, 3), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(q.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_sinkhorn_knopp_equalises_a_prototype_that_no_sample_is_near():
     scores = torch.zeros(4, 3)
     scores[:, 2] = -1e4
-    assert torch.isfinite(sinkhorn_knopp(scores, 0.04)).all()
+    torch.testing.assert_close(sinkhorn_knopp(scores, 0.04), torch.full((4, 3), 1 / 3))
 
 
 def _one_of_two(rank, path, scores, embeddings):
@@ -59,9 +74,10 @@ def _one_of_two(rank, path, scores, embeddings):
     cut = 5  # uneven shares
     mine = slice(0, cut) if rank == 0 else slice(cut, None)
     q = sinkhorn_knopp(scores[mine], 0.05, distributed=True)
+    sharp = sinkhorn_knopp(scores[mine], 0.01, distributed=True)
     own = embeddings[mine].clone().requires_grad_(True)
     koleo_by_position(ranks.gather(own)).backward()
-    torch.save((q, own.grad / 2), f"{path}/{rank}.pt")  # DistributedDataParallel averages over processes
+    torch.save((q, own.grad / 2, sharp), f"{path}/{rank}.pt")  # DistributedDataParallel averages over processes
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -74,6 +90,9 @@ def test_two_processes_give_the_targets_and_koleo_gradients_of_one(tmp_path):
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     torch.testing.assert_close(
         torch.cat([part[0] for part in parts]), sinkhorn_knopp(scores, 0.05), rtol=1e-4, atol=1e-7
+    )
+    torch.testing.assert_close(
+        torch.cat([part[2] for part in parts]), sinkhorn_knopp(scores, 0.01), rtol=1e-4, atol=1e-7
     )
     single = embeddings.clone().requires_grad_(True)
     koleo_by_position(single).backward()
@@ -111,13 +130,33 @@ def test_uniform_targets_and_scores_give_ln_k():
     assert value.tolist() == pytest.approx([math.log(11)] * 2)
 
 
-def test_koleo_equals_a_float64_loop():
+@pytest.mark.parametrize("epsilon", [1e-8, 0.01])
+def test_koleo_equals_a_float64_loop(epsilon):
     x = np.random.default_rng(3).normal(size=(7, 5))
     unit = [row / np.sqrt(sum(row**2)) for row in x]
     expected = -np.mean(
-        [math.log(min(math.sqrt(sum((unit[i] - unit[j]) ** 2)) for j in range(7) if j != i) + 1e-8) for i in range(7)]
+        [
+            math.log(min(math.sqrt(sum((unit[i] - unit[j]) ** 2)) for j in range(7) if j != i) + epsilon)
+            for i in range(7)
+        ]
     )
-    assert float(koleo(torch.from_numpy(x).float())) == pytest.approx(expected, rel=1e-4)
+    assert float(koleo(torch.from_numpy(x).float(), epsilon)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_koleo_does_not_depend_on_the_axes():
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=64) + 1e-2 * rng.normal(size=(6, 64))  # close together, where epsilon weighs
+    rotation = np.linalg.qr(rng.normal(size=(64, 64)))[0]
+    values = [float(koleo(torch.from_numpy(points).float(), 0.01)) for points in (x, -x, x @ rotation)]
+    assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-4)
+
+
+def test_koleo_of_coinciding_embeddings_is_bounded_and_pushes_nowhere():
+    x = torch.ones(3, 16, requires_grad=True)
+    value = koleo(x, 0.01)
+    value.backward()
+    assert float(value.detach()) == pytest.approx(-math.log(0.01), rel=1e-5)
+    assert torch.equal(x.grad, torch.zeros(3, 16))
 
 
 def test_koleo_repels_neighbours_and_ignores_siblings():

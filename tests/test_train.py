@@ -179,6 +179,73 @@ def test_another_recipe_or_other_data_archives_the_former_encoder(fresh, tmp_pat
     assert "moved to" in capsys.readouterr().err
 
 
+def snapshot(folder):
+    """Bytes of every file below `folder`."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fault", ["init", "samples", "batch", "pairs"])
+def test_a_run_that_cannot_start_leaves_the_former_one_where_it_is(fresh, tmp_path_factory, monkeypatch, fault):
+    second = {"name": "second", "init": "run:tiny", "steps": 3, "head": STANDARDISED}
+    config = fakes.tiny_config(fresh, fakes.tiny_run(steps=3), fakes.tiny_run(**second))
+    first, folder = run(config), run(config, "second")
+    before = snapshot(folder)
+    if fault == "init":
+        (first / "encoder").rename(first / "moved")
+        message = "train the run"
+    elif fault == "batch":
+        config = fakes.tiny_config(fresh, fakes.tiny_run(), fakes.tiny_run(**second, lr=0.5, batch=5))
+        monkeypatch.setattr(train.ranks, "world_size", lambda: 2)
+        message = "multiple of 2"
+    else:
+        (fresh / "shard").unlink()
+        fakes.write_slide(fresh / "shard", "S03", "val", 8, 4)
+        if fault == "pairs":
+            fakes.write_slide(fresh / "shard", "S01", "train", 0, 4)
+        message = "no readable sample" if fault == "samples" else "no parent-child pair"
+    with pytest.raises(MadError, match=message):
+        run(config, "second")
+    assert snapshot(folder) == before
+
+
+def test_a_finished_run_keeps_the_machine_that_trained_it(fresh, monkeypatch):
+    config = fakes.tiny_config(fresh, fakes.tiny_run(precision="auto"))
+    folder = run(config)
+    encoder, summary = snapshot(folder / "encoder"), read_json(folder / "summary.json")
+    (folder / "summary.json").unlink()
+    monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.float16)
+    monkeypatch.setattr(train.torch, "get_num_threads", lambda: 77)
+    monkeypatch.setattr(train.checkpoint, "load_latest", None)  # nothing is loaded
+    run(config)
+    assert read_json(folder / "summary.json") == summary
+    assert snapshot(folder / "encoder") == encoder
+
+
+def test_a_run_is_not_resumed_in_another_precision(fresh, monkeypatch):
+    config = fakes.tiny_config(fresh, fakes.tiny_run(precision="auto"))
+    monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.float32)
+    folder = run(config)
+    (folder / "encoder" / "provenance.json").unlink()  # killed before the export was whole
+    (folder / "checkpoints" / "step_0000010.pt").unlink()
+    before = snapshot(folder)
+    monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.bfloat16)
+    with pytest.raises(MadError, match=r"runs\.tiny\.precision.*float32 up to step 8.*bfloat16"):
+        run(config)
+    assert snapshot(folder) == before
+    monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.float32)
+    assert read_json(run(config) / "summary.json")["precision"] == "float32"
+
+
+def test_a_start_removes_what_a_killed_save_left(fresh):
+    folder = run(fakes.tiny_config(fresh))
+    before = snapshot(folder / "checkpoints")
+    (folder / "checkpoints" / ".step_0000009.k3x_9a.pt").write_bytes(b"half a checkpoint")
+    (folder / "encoder" / "provenance.json").unlink()  # not finished: the run is taken up again
+    run(fakes.tiny_config(fresh))
+    assert len(before) == 2
+    assert snapshot(folder / "checkpoints").keys() == before.keys()
+
+
 def test_runtime_settings_do_not_change_the_recipe_but_all_others_do(tmp_path):
     def recipe(**changes):
         return freeze_recipe(fakes.tiny_config(tmp_path, fakes.tiny_run(**changes)), "tiny")
@@ -224,7 +291,7 @@ def parts(results, **changes):
     entry = RunConfig(**fakes.tiny_run(**changes))
     index = load_index(results / "shard", "train", entry.children)
     student, teacher = loop.build_networks(entry, fakes.TILE_PX, 0)
-    state = loop.Run(student, teacher, loop.build_optimiser(student, entry), {})
+    state = loop.Run(student, teacher, loop.build_optimiser(student, entry), {}, "float32")
     numerics = Numerics((0.5,) * 3, (0.5,) * 3, torch.device("cpu"), torch.float32)
     return (
         state,
@@ -238,6 +305,9 @@ def parts(results, **changes):
 def test_a_non_finite_loss_or_gradient_stops_before_anything_changes(results, tmp_path, where):
     state, data, health, numerics = parts(results)
     (tmp_path / "checkpoints").mkdir()
+    with torch.no_grad():  # away from the teacher, so that a moving average would show
+        for parameter in state.student.parameters():
+            parameter.mul_(1.01)
     if where == "loss":
         with torch.no_grad():
             state.student.head.mlp[0].weight[0, 0] = float("nan")
@@ -248,7 +318,7 @@ def test_a_non_finite_loss_or_gradient_stops_before_anything_changes(results, tm
     with pytest.raises(MadError, match=f"{where}.*step 0.*{tiles[0]}"):
         loop.train(state, data, health, numerics, tmp_path)
     for net, old in zip((state.student, state.teacher), before, strict=True):
-        assert all(torch.equal(tensor, old[name]) or tensor.isnan().any() for name, tensor in net.state_dict().items())
+        torch.testing.assert_close(dict(net.state_dict()), old, rtol=0, atol=0, equal_nan=True)
     assert not state.optimiser.state
     assert not list((tmp_path / "checkpoints").iterdir())
 

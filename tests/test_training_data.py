@@ -1,5 +1,7 @@
 """Sample n is a pure function of (seed, n), whatever the number of processes and loaders; children are the parent's own."""
 
+import hashlib
+
 import fakes
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ import torch
 
 from mad.config.training import RunConfig
 from mad.files import MadError
+from mad.tiles.shards import decode, encode
 from mad.training.data import SampleOrder, TrainingSet, batches, mixing_weights
 from mad.training.index import TileReader, load_index
 
@@ -164,12 +167,45 @@ def test_reader_never_makes_up_pixels(results, tmp_path):
 
     shutil.copytree(results / "shard", tmp_path / "shard")
     index = load_index(tmp_path / "shard", "train", 4)
+    path, row = tmp_path / "shard" / index.rows["shard"][0], index.rows.loc[0]
+    intact = path.read_bytes()
+    for place in (0, row["size"] // 2):  # no image any more; an image of other pixels
+        damaged = bytearray(intact)
+        damaged[row["offset"] + place] ^= 0xFF
+        path.write_bytes(damaged)
+        with pytest.raises(MadError, match=f"{path.name}: tile {row['tile_id']} .*no readable image"):
+            TileReader(index, fakes.TILE_PX).read(0)
     (tmp_path / "shard" / index.rows["shard"][0]).write_bytes(b"")
     with pytest.raises(MadError, match="no readable image"):
         TileReader(index, fakes.TILE_PX).read(0)
     (tmp_path / "shard" / index.rows["shard"][0]).unlink()
     with pytest.raises(MadError, match="cut this slide's shards again"):
         TileReader(index, fakes.TILE_PX).read(0)
+
+
+@pytest.mark.parametrize("format", ["jpg", "png", "webp"])
+def test_reader_decodes_what_shards_hold_and_names_damage(tmp_path, format):
+    image = fakes.texture(np.random.default_rng(0), fakes.TILE_PX)
+    good = encode(image, format=format, quality=95, subsampling="444")
+    flipped = bytearray(good)
+    flipped[len(good) * 3 // 4] ^= 0x10
+    table = pd.DataFrame(
+        {
+            "tile_id": [f"S_{n}" for n in range(5)], "kind": "2.5x", "role": "standalone",
+            "sample_id": [f"S_{n}" for n in range(5)], "position": -1, "split": "train", "magnification": 2.5,
+            "shard": "s.tar", "offset": np.arange(5) * len(good), "size": len(good), "status": "ok",
+            "sha256": [hashlib.sha256(data).hexdigest() for data in (good, good, good[::-1], good[:30], good)],
+        }
+    )  # fmt: skip
+    table.loc[3, "size"] = 30
+    table.to_parquet(tmp_path / "S.parquet")
+    # intact; other bytes than the table's; bytes of the table, but no image; likewise, cut short; tar cut short
+    (tmp_path / "s.tar").write_bytes(good + flipped + good[::-1] + good + good[:-9])
+    reader = TileReader(load_index(tmp_path, "train", 4), fakes.TILE_PX)
+    np.testing.assert_array_equal(reader.read(0), decode(good))
+    for row in range(1, 5):
+        with pytest.raises(MadError, match=rf"s\.tar: tile S_{row} .*no readable image"):
+            reader.read(row)
 
 
 def test_no_tables_and_uneven_batches_are_errors(results, tmp_path):

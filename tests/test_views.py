@@ -93,15 +93,37 @@ def test_colour_matrix_equals_the_steps_one_after_the_other():
 
 def test_grayscale_blur_and_solarisation():
     rng = np.random.default_rng(0)
-    grey = views.photometric(image(), NONE.model_copy(update={"grayscale": 1.0}), rng, views.LOCAL)
+    grey = views.photometric(image(), NONE.model_copy(update={"grayscale": 1.0}), rng, views.LOCAL, 24)
     assert np.ptp(grey.astype(int), axis=-1).max() == 0
     blurred = views.photometric(
-        image(side=224), NONE.model_copy(update={"blur": (1.0, 0, 0)}), np.random.default_rng(5), 0
+        image(side=224), NONE.model_copy(update={"blur": (1.0, 0, 0)}), np.random.default_rng(5), 0, 224
     )
     assert blurred.std() < image(side=224).std()
     solar = NONE.model_copy(update={"solarize": 1.0})
-    assert views.photometric(image(), solar, rng, views.OTHER_GLOBAL).max() <= 127
-    np.testing.assert_array_equal(views.photometric(image(), solar, rng, views.LOCAL), image())
+    assert views.photometric(image(), solar, rng, views.OTHER_GLOBAL, 24).max() <= 127
+    np.testing.assert_array_equal(views.photometric(image(), solar, rng, views.LOCAL, 24), image())
+
+
+def test_blur_scales_with_the_tile_whatever_the_size_of_the_view(monkeypatch):
+    sigmas = {}
+    original = views.cv2.GaussianBlur
+
+    def spy(picture, size, sigma):
+        sigmas.setdefault(picture.shape[0], []).append(sigma)
+        return original(picture, size, sigma)
+
+    monkeypatch.setattr(views.cv2, "GaussianBlur", spy)
+    always = NONE.model_copy(update={"blur": (1.0, 1.0, 1.0)})
+    rng = np.random.default_rng(0)
+    for side, local_px in ((112, 48), (224, 96)):
+        for _ in range(30):
+            views.multicrop_views(image(side=side), ViewsConfig(), local_px, always, rng, "t")
+    for side in (56, 28):
+        for _ in range(30):
+            views.pair_views(image(side=side), [image(side=side)] * 4, always, rng, ())
+    for view, tile in ((224, 224), (96, 224), (112, 112), (48, 112), (56, 56), (28, 28)):  # globals, locals, pairs
+        assert min(sigmas[view]) == pytest.approx(0.1 * tile / 224, abs=0.1 * tile / 224)
+        assert max(sigmas[view]) == pytest.approx(2.0 * tile / 224, abs=0.15 * tile / 224)
 
 
 def test_normalise_uses_the_models_own_mean_and_std():

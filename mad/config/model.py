@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -84,6 +84,8 @@ class TileConfig(Section):
     @classmethod
     def _is_ladder(cls, value: list[float]) -> list[float]:
         steps = [fine / coarse for coarse, fine in pairwise(value)]
+        if len(value) > 3:
+            raise ValueError(f"a ladder has at most three magnifications (tiles are indexed i, j, k, m); got {value}")
         if not value or any(step < 2 or abs(step - round(step)) > 1e-9 for step in steps):
             raise ValueError(
                 f"magnifications must rise by integer factors of 2 or more, as in [2.5, 10, 40]; got {value}"
@@ -161,6 +163,9 @@ class EncoderConfig(Section):
     deviation), `timm:MODEL`, `hf-hub:OWNER/MODEL` or `local-dir:FOLDER`."""
     pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"
     """`auto`: the model's own. `cls+avg`: class token beside the mean of the patch tokens."""
+    args: dict[str, Any] = {}
+    """Further arguments of `timm.create_model` for `timm:` and `hf-hub:`; `{img_size: 224}` keeps a model's own size, to which
+    tiles of another size are then resized."""
     batch: int = Field(64, ge=1)
     """Tiles per forward pass."""
 

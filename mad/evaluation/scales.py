@@ -15,18 +15,11 @@ from numpy.typing import NDArray
 
 from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.data import Embedded, plain
-from mad.evaluation.probe import choose_sound_probe
+from mad.evaluation.probe import Probe, choose_sound_probe
 from mad.metrics.confusion import class_iou, confusion_matrix, macro
+from mad.metrics.moments import Moments
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """Mean [d] and covariance [d, d] of a set of embeddings."""
-
-    mean: Floats
-    covariance: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +40,6 @@ class Affine:
                 rows * self.linear if self.linear.ndim == 1 else rows @ self.linear
             ) + self.target_mean
         return mapped
-
-
-def moments(features: NDArray, chunk: int = 8192) -> Moments:
-    """Mean and covariance of features [n, d], n >= 1, in float64."""
-    mean = features.mean(0, dtype=np.float64)
-    covariance = np.zeros((features.shape[1],) * 2)
-    for start in range(0, len(features), chunk):
-        rows = np.asarray(features[start : start + chunk], np.float64) - mean
-        covariance += rows.T @ rows
-    return Moments(mean=mean, covariance=covariance / len(features))
 
 
 def match_moments(source: Moments, target: Moments) -> Affine:
@@ -80,10 +63,15 @@ def coral(source: Moments, target: Moments, ridge: float = 1e-2) -> Affine:
 
 
 def scale_matrix(
-    data: Embedded, config: EvaluationConfig, *, device: str | torch.device = "cpu"
+    data: Embedded,
+    config: EvaluationConfig,
+    *,
+    fitted: dict[float, Probe] | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, dict[str, float | None]]:
     """Mean IoU of the sound probe trained on one magnification and tested on each: {"10x": {"2.5x": …, "10x": …}}.
 
+    `fitted` holds sound probes that were already trained, by their magnification.
     Test tiles are all labelled test tiles of a magnification; null where a magnification has none to train or test on.
     """
     ladder = [float(m) for m in np.unique(data.tiles["magnification"].to_numpy(float))]
@@ -93,7 +81,7 @@ def scale_matrix(
         train, val = data.rows("train", trained), data.rows("val", trained)
         row: dict[str, float | None] = dict.fromkeys((f"{m:g}x" for m in ladder), None)
         if len(train):
-            probe, _, _ = choose_sound_probe(
+            probe = (fitted or {}).get(trained) or choose_sound_probe(
                 data.features[train],
                 data.codes[train],
                 num_classes=len(data.classes),
@@ -102,7 +90,7 @@ def scale_matrix(
                 val_features=data.features[val],
                 val_labels=data.codes[val],
                 device=device,
-            )
+            )[0]
             for tested, rows in tests.items():
                 if len(rows):
                     predicted = probe.predict(data.features[rows], device=device)[0]

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 RULES = {
     "probe": "the paper's probe, trained on coarse training tiles alone, its first run",
-    "tiles": "every tile of the slide's grid but those cut by its border, blank ones too; scored where the tile has a label",
+    "choice": "the paper names the probe of its classification for segmentation, and shows the maps as evidence of transfer; "
+    "ours is the probe of the transfer, so that the fine map is of unseen magnification",
+    "tiles": "painted: every tile of the slide's grid but those cut by its border, blank ones too; scored: those of the test "
+    "split that have a label; no score where there are none",
     "scores": "macro over the classes that the slide's labels hold",
 }
 
@@ -51,34 +54,35 @@ def paint(
 
     Args:
         probe: whose first run predicts.
-        dense: slide id, its tile table (tile_id magnification x y side label, row for row with the features), features [n, d].
+        dense: slide id, its tile table (tile_id magnification x y side label split, row for row with the features), and
+            features [n, d].
         classes: class names in order.
         device: of the probe.
 
     Returns:
-        Table slide_id tile_id magnification x y side label predicted, class names in the last two.
+        Table slide_id tile_id magnification x y side label split predicted, class names in `label` and `predicted`.
     """
     parts = []
     for slide_id, tiles, features in dense:
         predicted = probe.predict(features, device=device)[0]
-        table = tiles[["tile_id", "magnification", "x", "y", "side", "label"]].assign(
+        table = tiles[["tile_id", "magnification", "x", "y", "side", "label", "split"]].assign(
             predicted=np.array(classes, object)[predicted]
         )
         table.insert(0, "slide_id", slide_id)
         parts.append(table)
-    columns = ["slide_id", "tile_id", "magnification", "x", "y", "side", "label", "predicted"]
+    columns = ["slide_id", "tile_id", "magnification", "x", "y", "side", "label", "split", "predicted"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
 def map_scores(painted: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
-    """Mean IoU, mean Dice and accuracy of every slide and magnification of `paint`'s table."""
+    """Mean IoU, mean Dice and accuracy of every slide and magnification of `paint`'s table, over its test tiles alone."""
     from mad.evaluation.data import class_counts, plain
     from mad.metrics.confusion import accuracy, class_dice, class_iou, confusion_matrix, macro
 
     code = {name: number for number, name in enumerate(classes)}
     rows = []
     for (slide_id, magnification), tiles in painted.groupby(["slide_id", "magnification"], sort=True):
-        known = tiles[tiles["label"].notna()]
+        known = tiles[tiles["label"].notna() & (tiles["split"] == "test")]
         truth = known["label"].map(code).to_numpy(np.int64)
         predicted = known["predicted"].map(code).to_numpy(np.int64)
         matrix = confusion_matrix(truth, predicted, len(classes))
@@ -87,7 +91,7 @@ def map_scores(painted: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]
                 "slide_id": slide_id,
                 "magnification": float(magnification),
                 "tiles": len(tiles),
-                "labelled": len(known),
+                "scored": len(known),
                 "counts": class_counts(truth, classes),
                 "mean_iou": plain(float(macro(class_iou(matrix)))),
                 "mean_dice": plain(float(macro(class_dice(matrix)))),

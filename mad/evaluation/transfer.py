@@ -18,8 +18,9 @@ from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import patient_intervals
 from mad.evaluation.data import Embedded, NotApplicableError, kind_of, plain, spread
 from mad.evaluation.probe import Probe, choose_sound_probe, paper_probe
-from mad.evaluation.scales import coral, match_moments, moments, scale_matrix
+from mad.evaluation.scales import coral, match_moments, scale_matrix
 from mad.metrics.confusion import accuracy, class_dice, class_iou, confusion_matrix, drop_truth, macro
+from mad.metrics.moments import moments
 
 Floats = NDArray[np.float64]
 
@@ -97,7 +98,7 @@ def evaluate_transfer(
         "absent_in_train": [name for name, count in data.counts(train).items() if not count],
         "absent_in_test": [name for name, count in data.counts(test["coarse"]).items() if not count],
         **variants,
-        "matrix": scale_matrix(data, config, device=device),
+        "matrix": scale_matrix(data, config, fitted={float(coarse): sound}, device=device),
     }
     return plain(result), paper
 

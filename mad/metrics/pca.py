@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from mad.metrics.moments import Floats, moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +36,14 @@ def fit_pca(features: NDArray, num_components: int = 2, *, chunk: int = 8192) ->
     Raises:
         ValueError: fewer than two rows.
     """
-    num_rows, dim = features.shape
+    num_rows = len(features)
     if num_rows < 2:
         raise ValueError(f"principal components need two rows or more, got {num_rows}")
-    mean = np.zeros(dim)
-    for start in range(0, num_rows, chunk):
-        mean += np.asarray(features[start : start + chunk], np.float64).sum(0)
-    mean /= num_rows
-    covariance = np.zeros((dim, dim))
-    for start in range(0, num_rows, chunk):
-        block = np.asarray(features[start : start + chunk], np.float64) - mean
-        covariance += block.T @ block
-    covariance /= num_rows - 1
+    found = moments(features, chunk)
+    covariance = found.covariance * (num_rows / (num_rows - 1))
     variance, vectors = np.linalg.eigh(covariance)
     components = vectors[:, ::-1][:, :num_components].T
     peak = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], axis=1)
     total = np.trace(covariance)
     explained = variance[::-1][:num_components].clip(0) / total if total > 0 else np.zeros(len(components))
-    return Pca(mean=mean, components=components * np.sign(peak), explained=explained)
+    return Pca(mean=found.mean, components=components * np.sign(peak), explained=explained)

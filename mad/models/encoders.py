@@ -133,20 +133,26 @@ def load_encoder(config: Config, name: str) -> Encoder:
     if kind == "local-dir":
         return _load_folder(Path(target), entry, tile_px, "a folder with config.json and model.safetensors")
     if kind in ("timm", "hf-hub", "hf_hub"):
-        source = target if kind == "timm" else f"hf-hub:{target}"
-        try:
-            model = timm.create_model(source, pretrained=True, num_classes=0)
-        except Exception as error:
-            raise MadError(
-                f"encoders: {name!r} ({entry.spec}) cannot be loaded: {type(error).__name__}: {str(error)[:300]}. "
-                "For a gated model accept its licence on its Hugging Face page and set HF_TOKEN; offline, download it and "
-                "use spec local-dir:FOLDER"
-            ) from error
-        return TimmEncoder(model, entry, tile_px)
+        return TimmEncoder(_load_timm(target if kind == "timm" else f"hf-hub:{target}", entry, tile_px), entry, tile_px)
     raise MadError(
         f"encoders: {name!r} has spec {entry.spec!r}; known forms are run:NAME, random:NAME, colour, timm:MODEL, "
         "hf-hub:OWNER/MODEL and local-dir:FOLDER"
     )
+
+
+def _load_timm(source: str, entry: EncoderConfig, tile_px: int) -> nn.Module:
+    """A published timm model, made for tiles of `tile_px` where its input size is a choice, so that the scale stays theirs."""
+    try:
+        try:
+            return timm.create_model(source, pretrained=True, **{"num_classes": 0, "img_size": tile_px, **entry.args})
+        except TypeError:  # a model without an input size of its own
+            return timm.create_model(source, pretrained=True, **{"num_classes": 0, **entry.args})
+    except Exception as error:
+        raise MadError(
+            f"encoders: {entry.name!r} ({entry.spec}) cannot be loaded: {type(error).__name__}: {str(error)[:300]}. "
+            "For a gated model accept its licence on its Hugging Face page and set HF_TOKEN; offline, download it and "
+            "use spec local-dir:FOLDER"
+        ) from error
 
 
 def _load_folder(folder: Path, entry: EncoderConfig, tile_px: int, mend: str) -> TimmEncoder:

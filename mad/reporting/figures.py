@@ -83,7 +83,7 @@ def figure4(
     """Thumbnail, ground truth and one map per encoder; one row per slide and magnification.
 
     Args:
-        rows: slide_id, magnification, mpp (level-0 um per pixel), thumbnail (RGB [h, w, 3] or None), extent (left, right,
+        rows: slide_id, magnification, mpp (level-0 um per pixel; None draws no scale bar), thumbnail (RGB [h, w, 3] or None), extent (left, right,
             bottom, top of the thumbnail in level-0 px), truth (tiles: x y side label) and maps (encoder -> tiles: x y side
             predicted; one may lack), scores (encoder -> mean IoU or None).
         encoders: columns in order.
@@ -118,7 +118,8 @@ def figure4(
             else:
                 axes[line][0].imshow(row["thumbnail"], extent=row["extent"], interpolation="antialiased")
             axes[line][0].set_ylabel(f"{row['slide_id']}\n{row['magnification']:g}x", fontsize=9.5)
-            _scale_bar(axes[line][0], (left, right, bottom, top), row["mpp"])
+            if row["mpp"]:
+                _scale_bar(axes[line][0], (left, right, bottom, top), row["mpp"])
             _paint(axes[line][1], row["truth"], "label", colours)
             for axis, encoder in zip(axes[line][2:], encoders, strict=True):
                 tiles = row["maps"].get(encoder)

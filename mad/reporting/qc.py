@@ -30,7 +30,6 @@ def slide_table(
         cells = {"patient": Cell(value=str(slide["patient_id"])), "split": Cell(value=_text(slide.get("split")))}
         fact = facts.get(name, {})
         cells |= {"mpp": Cell(value=fact.get("mpp")), "source": Cell(value=_text(fact.get("mpp_source")))}
-        cells["remarks"] = Cell(value=_text(fact.get("cause")))
         if tile is not None:
             counts = tile["status"].value_counts()
             cells |= {status: Cell(value=int(counts.get(status, 0))) for status in ("ok", "blank", "edge")}
@@ -38,6 +37,10 @@ def slide_table(
         if shard is not None:
             cells["in shards"] = Cell(value=int(shard.loc[shard["status"] == "ok", "tile_id"].nunique()))
             cells["unreadable"] = Cell(value=int((shard["status"] != "ok").sum()))
+        cause = fact.get("cause")
+        if cause is None and shard is not None and shard.empty:
+            cause = "no tile was selected: too little tissue for a tile, or too narrow for split_by: block"
+        cells["remarks"] = Cell(value=_text(cause))
         rows.append(Row(name=name, cells=cells))
     rows.sort(key=lambda row: (bool(row.cells.get("in shards", Cell(value=0)).value), row.name))
     columns = [Column(key="patient", header="Patient"), Column(key="split", header="Split")]

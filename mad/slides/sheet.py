@@ -49,7 +49,10 @@ def cohort_rows(config: Config) -> list[SlideRow]:
     if cohort.sheet:
         return read_sheet(cohort.sheet, **options)
     folder = Path(config.results) / "synthetic"
-    return check_rows(sheet_rows(config.synthetic), source="synthetic cohort", folder=folder, **options)
+    records = sheet_rows(config.synthetic)
+    if cohort.split_by == "block":
+        records = [{**record, "split": ""} for record in records]
+    return check_rows(records, source="synthetic cohort", folder=folder, **options)
 
 
 def read_sheet(path: Pathlike, *, split_by: str, fractions: Mapping[str, float], seed: int) -> list[SlideRow]:
@@ -100,13 +103,15 @@ def check_rows(
         faults += [
             f"patient {who!r} is on two sides: {sorted(where)}" for who, where in sides.items() if len(where) > 1
         ]
+    if split_by == "block" and given:
+        faults.append(
+            "has a split column, which cohort.split_by: block does not use; empty it, or set split_by: patient"
+        )
     if not rows:
         faults.append("holds no slide")
     if faults:
         raise MadError(f"{source}: {len(faults)} fault(s)\n" + "\n".join(f"  {fault}" for fault in faults))
-    if split_by == "block":
-        return [replace(row, split=None) for row in rows]
-    if given:
+    if split_by == "block" or given:
         return rows
     drawn = [replace(row, split=draw_split(row.patient_id, fractions, seed)) for row in rows]
     if empty := [name for name in SPLITS if fractions[name] and name not in {row.split for row in drawn}]:

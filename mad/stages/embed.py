@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mad.files import MadError, atomic_path, digest, read_json, read_parquet, sh
 from mad.models.encoders import Encoder, load_encoder
 from mad.progress import log, track
 from mad.slides.sheet import SlideRow, cohort_rows
-from mad.tiles.aligned import open_aligned
+from mad.tiles.aligned import Footprint, open_aligned
 from mad.tiles.pyramid import parse_tile_id
 from mad.tiles.shards import decode, read_member
 
@@ -31,6 +32,7 @@ def run(config: Config, name: str) -> None:
     """Embed the whole cohort with one encoder."""
     folder = Path(config.results) / "embed" / name
     encoder = load_encoder(config, name)
+    (folder / "audit.json").unlink(missing_ok=True)  # it vouches for all slides at once
     rows = cohort_rows(config)
     start, tiles, fresh = time.perf_counter(), 0, 0
     for row in rows:
@@ -81,28 +83,30 @@ def _embed_dense(config: Config, name: str, encoder: Encoder, row: SlideRow, fol
     table = table[(table["status"] != "edge") & table["magnification"].isin(wanted)].reset_index(drop=True)
     parsed = [parse_tile_id(tile_id)[1] for tile_id in table["tile_id"]]
     order = sorted(range(len(parsed)), key=lambda n: (parsed[n][:2], len(parsed[n]), parsed[n]))
+    read: list[int] = []
 
     def images() -> Iterator[np.ndarray]:
         with open_aligned(row.path, config.tile, row.mpp) as slide:
-            here: tuple[int, ...] = ()
-            for n in order:
-                i, j, level = *parsed[n][:2], len(parsed[n]) - 2
-                if (i, j, level) != here:
-                    here, pixels = (i, j, level), slide.footprint(level, i, j)
-                yield pixels[slide.place(parsed[n])]
+            for (i, j), tiles in groupby(order, key=lambda n: parsed[n][:2]):
+                footprint = Footprint(slide, i, j)
+                for n in tiles:
+                    if (pixels := footprint.tile(parsed[n])) is not None:
+                        read.append(n)
+                        yield pixels
 
     what = f"embed {name} {row.slide_id} (dense)"
     vectors = _encode(encoder, images(), len(order), config.encoder(name).batch, what)
-    _write(folder, row.slide_id, key, table["tile_id"].iloc[order], vectors)
-    return len(order)
+    _write(folder, row.slide_id, key, table["tile_id"].iloc[read], vectors)
+    return len(read)
 
 
 def _encode(encoder: Encoder, images: Iterable[np.ndarray], total: int, batch: int, what: str) -> np.ndarray:
-    """Embeddings float32 [total, d] of a stream of tiles."""
+    """Embeddings float32 [n, d] of a stream of (about) `total` tiles."""
     stream, parts = iter(images), []
-    for start in track(range(0, total, batch), what, unit="batches"):
-        tiles = np.stack([next(stream) for _ in range(min(batch, total - start))])
-        vectors = encoder(tiles)
+    for _ in track(range(0, total, batch), what, unit="batches"):
+        if not (tiles := list(islice(stream, batch))):
+            break
+        vectors = encoder(np.stack(tiles))
         if not np.isfinite(vectors).all():
             raise MadError(f"{what}: the encoder gives numbers that are not finite; its weights or dtype are at fault")
         parts.append(vectors)

@@ -76,19 +76,19 @@ def load(config: Config, encoder: str) -> Embedded:
 
     results = Path(config.results)
     embed = results / "embed" / encoder
-    if not embed.is_dir():
-        raise MadError(f"{embed}: no such folder; run `mad embed` for encoder {encoder!r} first")
+    if not (embed / "audit.json").exists():
+        raise MadError(f"{embed}: no finished embeddings; run `mad embed` for encoder {encoder!r} first")
     slides = _read(results / "cohort" / "slides.parquet", "cohort")
 
     def per_slide() -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame, pd.DataFrame, NDArray]]:
         for slide in slides["slide_id"]:
             shard = results / "shard" / f"{slide}.parquet"
             array = embed / f"{slide}.npy"
-            if not shard.exists() or not array.exists():  # a quarantined slide has neither
-                log(
-                    f"evaluate {encoder}: slide {slide} has no {'shards' if not shard.exists() else 'embeddings'}, left out"
-                )
+            if not shard.exists():
+                log(f"evaluate {encoder}: slide {slide} has no shards, left out")
                 continue
+            if not (embed / f"{slide}.json").exists():
+                raise MadError(f"{array}: not embedded whole; run `mad embed` for encoder {encoder!r} again")
             table = read_parquet(shard)
             if not len(table):
                 continue
@@ -128,8 +128,8 @@ def _common(config: Config, encoder: str, data: Embedded) -> dict[str, Any]:
         "dim": int(data.features.shape[1]),
         "dropped": data.dropped,
         "sources": {
-            "audit_sha256": sha256_file(audit) if audit.exists() else None,
-            "weights_sha256": read_json(audit).get("weights_sha256") if audit.exists() else None,
+            "audit_sha256": sha256_file(audit),
+            "weights_sha256": read_json(audit).get("weights_sha256"),
             "data_digest": _data_digest(data),
             "config_digest": digest({"evaluate": config.evaluate.model_dump(), "classes": config.label.classes}),
         },
@@ -148,10 +148,11 @@ def _segmentation(config: Config, encoder: str, probes: list[Probe], painted_pat
     from mad.evaluation.segmentation import RULES, map_scores, paint, segmentation_slides
 
     classes = list(config.label.classes)
-    wanted = segmentation_slides(_read(Path(config.results) / "cohort" / "slides.parquet", "cohort"), config.evaluate)
+    slides = _read(Path(config.results) / "cohort" / "slides.parquet", "cohort")
+    wanted = segmentation_slides(slides, config.evaluate)
     folder = Path(config.results) / "embed" / encoder / "dense"
     present = [slide for slide in wanted if (folder / f"{slide}.npy").exists()] if probes else []
-    painted = paint(probes[0], _dense(config, folder, present), classes, device=device) if present else None
+    painted = paint(probes[0], _dense(config, folder, slides, present), classes, device=device) if present else None
     write_parquet(painted_path, paint_nothing() if painted is None else painted)
     if painted is None:
         raise NotApplicableError(
@@ -169,13 +170,21 @@ def _segmentation(config: Config, encoder: str, probes: list[Probe], painted_pat
     }
 
 
-def _dense(config: Config, folder: Path, slides: list[str]) -> Iterator[tuple[str, pd.DataFrame, NDArray]]:
+def _dense(
+    config: Config, folder: Path, slides: pd.DataFrame, wanted: list[str]
+) -> Iterator[tuple[str, pd.DataFrame, NDArray]]:
     import numpy as np
+    import pandas as pd
 
-    columns = ["tile_id", "magnification", "x", "y", "side", "label"]
-    for slide in slides:
+    from mad.tiles.sampling import tile_splits
+
+    columns = ["tile_id", "parent_id", "i", "j", "status", "magnification", "x", "y", "side", "label"]
+    split_of = slides.set_index("slide_id")["split"]
+    for slide in wanted:
         rows = read_parquet(folder / f"{slide}.parquet", ["tile_id"])
         tiles = read_parquet(Path(config.results) / "tile" / f"{slide}.parquet", columns)
+        split = None if pd.isna(split_of[slide]) else str(split_of[slide])
+        tiles = tiles.assign(split=tile_splits(tiles, config.cohort, split))
         joined = rows.merge(tiles, on="tile_id", how="left", validate="one_to_one")
         yield slide, joined, np.load(folder / f"{slide}.npy", mmap_mode="r", allow_pickle=False)
 

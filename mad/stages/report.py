@@ -42,6 +42,7 @@ def run(config: Config) -> None:
     names = [str(name) for name in slides["slide_id"]]
     tiles = _per_slide(results / "tile", names, ["tile_id", "label", "status"])
     shards = _per_slide(results / "shard", names, ["tile_id", "kind", "role", "sample_id", "split", "status"])
+    facts = _facts(results / "tile", names)
     encoders = [entry.name for entry in config.encoders]
     reports = read_reports(results, encoders)
     classes = list(config.label.classes)
@@ -54,14 +55,14 @@ def run(config: Config) -> None:
         table4(encoders, reports),
         table5(encoders, reports),
         scale_table(encoders, reports),
-        slide_table(slides, tiles, shards, _facts(results / "tile", names)),
+        slide_table(slides, tiles, shards, facts),
         health_table([run.name for run in config.runs], _summaries(config)),
         time_table(_benchmarks(results / "benchmarks")),
     ]  # fmt: skip
     for table in tables:
         write_table(results / "report" / "tables", table)
     _figure3(config, reports)
-    _figure4(config, slides, reports)
+    _figure4(config, slides, facts, reports)
     log(f"report: {len(tables)} tables and 2 figures in {results / 'report'}")
 
 
@@ -144,7 +145,7 @@ def _figure3(config: Config, reports: Reports) -> None:
     figure3(panels, classes=config.label.classes, transition=config.evaluate.transition, path=target)
 
 
-def _figure4(config: Config, slides: pd.DataFrame, reports: Reports) -> None:
+def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, Any]], reports: Reports) -> None:
     """One row per slide and magnification: thumbnail, truth, maps."""
     from mad.reporting.figures import figure4
     from mad.reporting.overlay import class_colours
@@ -173,7 +174,7 @@ def _figure4(config: Config, slides: pd.DataFrame, reports: Reports) -> None:
                 {
                     "slide_id": slide,
                     "magnification": magnification,
-                    "mpp": config.tile.tile_px * 10 / magnification / float(truth["side"].median()),
+                    "mpp": facts.get(slide, {}).get("mpp"),
                     "thumbnail": thumbnail,
                     "extent": extent,
                     "truth": truth,
@@ -201,7 +202,8 @@ def _thumbnail(path: str) -> tuple[Any, list[float] | None]:
             downsample = max(width, height) / THUMBNAIL_PX
             if downsample < 1:
                 downsample = 1.0
-            image = slide.overview(downsample, max(1, round(height / downsample)), max(1, round(width / downsample)))
+            rows, columns = max(1, round(height / downsample)), max(1, round(width / downsample))
+            image = slide.overview(downsample, rows, columns, left=left, top=top)
         return image, [left, left + width, top + height, top]
     except (MadError, OSError) as error:
         log(f"report: no thumbnail: {error}")

@@ -1,14 +1,13 @@
 """Stage `sample`: pairs and standalone tiles of the whole cohort under the class caps, as one `sample/{slide}.parquet` each.
 
-The files are small and deterministic: a slide whose selection does not change gets the same bytes again, and the workflow
-leaves its shards alone.
+The files are small and deterministic: a slide whose selection does not change gets the same bytes again, and stage `shard`
+leaves its pixels alone.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from mad.config import Config
@@ -16,7 +15,7 @@ from mad.files import MadError, read_parquet, write_parquet
 from mad.progress import log, track
 from mad.slides.sheet import cohort_rows
 from mad.tiles.pyramid import Ladder
-from mad.tiles.sampling import block_split, candidates, expand, under_caps
+from mad.tiles.sampling import candidates, expand, tile_splits, under_caps
 
 NEEDED = ["tile_id", "parent_id", "i", "j", "label", "status"]
 
@@ -56,12 +55,4 @@ def run(config: Config) -> None:
 def _table(config: Config, slide_id: str, split: str | None) -> pd.DataFrame:
     """The columns of a slide's tile table that selection needs, and each tile's split."""
     table = read_parquet(Path(config.results) / "tile" / f"{slide_id}.parquet", columns=NEEDED)
-    if split is not None or table.empty:
-        return table.assign(split=split)
-    cohort = config.cohort
-    whole = table[(table["status"] != "edge") & table["parent_id"].isna()]
-    rows, columns = (whole if len(whole) else table)[["i", "j"]].max() + 1
-    axis = {"x": "j", "y": "i", "auto": "j" if columns >= rows else "i"}[cohort.block_axis]
-    count = int(columns if axis == "j" else rows)
-    blocks = block_split(table[axis].to_numpy(np.int64), count, cohort.split.model_dump(), cohort.block_guard)
-    return table.assign(split=blocks)
+    return table.assign(split=tile_splits(table, config.cohort, split))

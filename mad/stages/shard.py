@@ -16,17 +16,16 @@ import pandas as pd
 
 from mad.config import Config
 from mad.config.model import ShardConfig
-from mad.files import read_parquet, write_json, write_parquet
+from mad.files import digest, read_json, read_parquet, sha256_file, write_json, write_parquet
 from mad.progress import log, track
-from mad.slides.reader import ReadError
 from mad.slides.sheet import SlideRow, cohort_rows
-from mad.tiles.aligned import AlignedSlide, open_aligned
-from mad.tiles.pyramid import Index, parse_tile_id
+from mad.tiles.aligned import AlignedSlide, Footprint, open_aligned
+from mad.tiles.pyramid import parse_tile_id
 from mad.tiles.shards import ShardWriter, blur_score, encode
 
 TYPES = {
     **dict.fromkeys(("tile_id", "kind", "role", "sample_id"), "string"),
-    "position": "int8",
+    "position": "int16",
     **dict.fromkeys(("split", "shard", "sha256", "status"), "string"),
     **dict.fromkeys(("offset", "size"), "int64"),
     "magnification": "float64",
@@ -41,16 +40,49 @@ COLUMNS = [
 def run(config: Config, row: SlideRow) -> None:
     """Cut the selected tiles of one slide."""
     folder = Path(config.results) / "shard"
-    selected = read_parquet(Path(config.results) / "sample" / f"{row.slide_id}.parquet")
+    selection = Path(config.results) / "sample" / f"{row.slide_id}.parquet"
+    key = _key(config, row, selection)
+    if _copy_if_fresh(folder, row.slide_id, key):
+        log(f"shard {row.slide_id}: up to date")
+        return
+    selected = read_parquet(selection)
     if selected.empty:
         table = pd.DataFrame(columns=COLUMNS)
     else:
         with open_aligned(row.path, config.tile, row.mpp) as slide:
             table = _cut(config, slide, selected, folder / row.slide_id)
+    (folder / row.slide_id / "index.json").unlink(missing_ok=True)
     _remove_strangers(folder / row.slide_id, set(table["shard"].dropna()))
-    write_parquet(folder / f"{row.slide_id}.parquet", table[COLUMNS].astype(TYPES))
+    table = table[COLUMNS].astype(TYPES)
+    write_parquet(folder / f"{row.slide_id}.parquet", table)
+    write_parquet(folder / row.slide_id / "index.parquet", table)
+    write_json(folder / row.slide_id / "index.json", {"key": key})
     unreadable = int((table["status"] == "unreadable").sum())
     log(f"shard {row.slide_id}: {len(table)} tiles" + (f", {unreadable} of them unreadable" if unreadable else ""))
+
+
+def _key(config: Config, row: SlideRow, selection: Path) -> str:
+    """Digest of all that a slide's shards depend on: the selection's bytes, the slide's, and how tiles are cut and stored."""
+    path = Path(row.path)
+    slide = [row.path, path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
+    cut = config.tile.model_dump(exclude={"tissue", "min_tissue"})
+    return digest([sha256_file(selection), slide, row.mpp, cut, config.shard.model_dump()], length=64)
+
+
+def _copy_if_fresh(folder: Path, slide_id: str, key: str) -> bool:
+    """Put the shard table back, where the tars beside its copy were made from just this; the workflow has deleted it.
+
+    One job selects for the whole cohort, so any change of it schedules every slide's shards again; those whose selection
+    came out the same are not cut again.
+    """
+    stamp, copy = folder / slide_id / "index.json", folder / slide_id / "index.parquet"
+    if not stamp.exists() or not copy.exists() or read_json(stamp)["key"] != key:
+        return False
+    table = read_parquet(copy)
+    if not all((folder / name).exists() for name in table["shard"].dropna().unique()):
+        return False
+    write_parquet(folder / f"{slide_id}.parquet", table)
+    return True
 
 
 def run_cohort(config: Config) -> None:
@@ -79,41 +111,15 @@ def _cut(config: Config, slide: AlignedSlide, selected: pd.DataFrame, folder: Pa
         }
         footprints = selected.groupby([roots["i"], roots["j"]])
         for (i, j), group in track(footprints, f"shard {folder.name}", total=len(footprints), unit="footprints"):
-            pixels = _Footprint(slide, int(i), int(j))
+            pixels = Footprint(slide, int(i), int(j))
             for (kind, split, _), sample in group.groupby(["kind", "split", "sample_id"], sort=False):
                 rows += _write_sample(config.shard, slide, pixels, sample, writers[kind, split], folder.name)
     table = pd.DataFrame(rows).set_index("row").sort_index()
     return pd.concat([selected[COLUMNS[:6]], table], axis=1)
 
 
-class _Footprint:
-    """The pixels of one coarsest tile at each magnification, read once, when first asked for."""
-
-    def __init__(self, slide: AlignedSlide, i: int, j: int) -> None:
-        self._slide, self._i, self._j = slide, i, j
-        self._pixels: dict[int, np.ndarray | None] = {}
-
-    def tile(self, index: Index) -> np.ndarray | None:
-        """A tile's pixels; None where they cannot be decoded. Where the footprint is damaged, tiles are read one by one."""
-        level = len(index) - 2
-        try:
-            if level not in self._pixels:
-                self._pixels[level] = None
-                self._pixels[level] = self._slide.footprint(level, self._i, self._j)
-        except ReadError as error:
-            log(f"{error}; reading its tiles one by one")
-        whole = self._pixels[level]
-        if whole is not None:
-            return np.ascontiguousarray(whole[self._slide.place(index)])
-        try:
-            return self._slide.tile(index)
-        except ReadError as error:
-            log(f"unreadable: {error}")
-            return None
-
-
 def _write_sample(
-    config: ShardConfig, slide: AlignedSlide, pixels: _Footprint, sample: pd.DataFrame, writer: ShardWriter, folder: str
+    config: ShardConfig, slide: AlignedSlide, pixels: Footprint, sample: pd.DataFrame, writer: ShardWriter, folder: str
 ) -> list[dict[str, Any]]:
     """Encode and write one sample: its rows of the shard table, keyed by `row`, the row of the selection."""
     rows: list[dict[str, Any]] = []

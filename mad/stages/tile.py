@@ -19,7 +19,7 @@ from mad.config import Config
 from mad.files import MadError, write_json, write_parquet
 from mad.progress import log
 from mad.reporting.overlay import write_overlay
-from mad.slides.annotations import Region, read_geojson
+from mad.slides.annotations import Region, in_slide_frame, read_geojson
 from mad.slides.sheet import SlideRow
 from mad.slides.tissue import tissue_mask
 from mad.tiles.aligned import AlignedSlide, open_aligned
@@ -56,10 +56,11 @@ def _tile(config: Config, row: SlideRow, slide: AlignedSlide, picture: Path) -> 
     classes = config.label.classes
     grid, mpp = slide.grid, slide.scale.mpp
     regions, unknown = _regions(config, row)
+    regions = in_slide_frame(regions, slide.reader.bounds, slide.reader.level_dimensions[0])
 
     tissue_cells = cells_per_tile(grid, mpp, config.tile.tissue.mpp)
     downsample = grid.finest_px / tissue_cells
-    overview = slide.reader.overview(downsample, *raster_shape(grid, tissue_cells))
+    overview = slide.reader.overview(downsample, *raster_shape(grid, tissue_cells), left=grid.left, top=grid.top)
     options = config.tile.tissue
     tissue = tissue_mask(
         overview, mpp=mpp * downsample, min_saturation=options.min_saturation, min_area_um2=options.min_area_um2

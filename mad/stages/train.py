@@ -28,7 +28,7 @@ from mad.models.vit import local_crop_px, mean_std
 from mad.progress import log
 from mad.training import checkpoint, ranks
 from mad.training.curves import draw_curves
-from mad.training.data import TrainingSet
+from mad.training.data import TrainingSet, samples_per_process
 from mad.training.health import HealthSet, choose_health_set, collapse_warnings, forward
 from mad.training.index import load_index
 from mad.training.loop import Interrupted, Run, build_networks, build_optimiser, choose_dtype, train
@@ -77,32 +77,42 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     )
     start = sha256_file(source / WEIGHTS) if source and (source / WEIGHTS).exists() else None
     identity = {"recipe_digest": digest(recipe), "data_digest": index.digest, "init_sha256": start}
-    if ranks.rank() == 0:
-        prepare_folder(folder, identity, recipe)
-    ranks.barrier()
+    finished = finished_run(folder, identity)
+    if finished:
+        if ranks.rank() == 0:
+            log(f"{entry.name}: finished before, only its summary is written again")
+            _summarise(folder, entry, recipe, identity, finished)
+        return
 
     def load(backbone: nn.Module) -> None:
         if source:
             load_weights(backbone, source)
 
     student, teacher = build_networks(entry, tile_px, seed, load)
-    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(entry.precision, device))
-    provenance = read_provenance(folder / "encoder")
-    state = Run(student.to(device), teacher.to(device), build_optimiser(student, entry), identity)
-    saved = checkpoint.load_latest(folder / "checkpoints", identity)
-    if saved:
-        state.restore(saved)
-    elif provenance:
-        if ranks.rank() == 0:
-            log(f"{entry.name}: finished before, only its summary is written again")
-            _summarise(folder, entry, recipe, identity, provenance)
-        return
-    elif entry.head.standardise:
-        standardise_head(state, choose_health_set({"train": index}, tile_px, STANDARDISE_SAMPLES), numerics)
-    records = trim_metrics(folder / "metrics.jsonl", state.step) if ranks.rank() == 0 else []
-    ranks.barrier()
+    samples_per_process(entry.batch, ranks.world_size())
     data = TrainingSet(index, entry, tile_px, entry.views.local_px or local_crop_px(student.backbone, tile_px), seed)
     health = choose_health_set({"val": splits["val"], "train": index}, tile_px, entry.runtime.health_samples)
+    first = choose_health_set({"train": index}, tile_px, STANDARDISE_SAMPLES) if entry.head.standardise else None
+    ranks.barrier()  # every process has what it needs: only now is an earlier run moved away
+    if ranks.rank() == 0:
+        prepare_folder(folder, identity, recipe)
+    ranks.barrier()
+
+    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(entry.precision, device))
+    precision = str(numerics.dtype).removeprefix("torch.")
+    state = Run(student.to(device), teacher.to(device), build_optimiser(student, entry), identity, precision)
+    if saved := checkpoint.load_latest(folder / "checkpoints", identity):
+        if saved["precision"] != precision:
+            raise MadError(
+                f"runs.{entry.name}.precision: trained in {saved['precision']} up to step {saved['step']}, this machine would "
+                f"go on in {precision}; resume on a machine like the first, or set precision to bf16 or fp32 instead of auto, "
+                f"which starts the run anew and moves what there is to {folder / 'archive'}"
+            )
+        state.restore(saved)
+    elif first:
+        standardise_head(state, first, numerics)
+    records = trim_metrics(folder / "metrics.jsonl", state.step) if ranks.rank() == 0 else []
+    ranks.barrier()
     if ranks.rank() == 0:
         _announce(data, state, numerics, len(records))
     train(state, data, health, numerics, folder)
@@ -114,11 +124,20 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
         provenance = {
             **identity, "recipe": recipe, "steps": state.step, "seconds": round(state.seconds, 1), "losses": losses,
             "samples": samples, "tiles": tiles, "health_split": health.source,
-            "health_kind": health.kind, "device": str(device), "precision": str(numerics.dtype).removeprefix("torch."),
+            "health_kind": health.kind, "device": str(device), "precision": precision,
             "world_size": ranks.world_size(), "threads": torch.get_num_threads(),
         }  # fmt: skip
         export_encoder(teacher.backbone, folder / "encoder", image_px=tile_px, card=card, provenance=provenance)
         _summarise(folder, entry, recipe, identity, read_provenance(folder / "encoder") or {})
+
+
+def finished_run(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The provenance of the encoder in `folder` where this very run has made it, otherwise None."""
+    provenance = read_provenance(folder / "encoder")
+    known = folder / "identity.json"
+    if not provenance or not known.exists() or read_json(known) != identity:
+        return None
+    return provenance if all(provenance.get(key) == value for key, value in identity.items()) else None
 
 
 def standardise_head(state: Run, data: HealthSet, numerics: Numerics) -> None:
@@ -134,7 +153,7 @@ def _announce(data: TrainingSet, state: Run, numerics: Numerics, known: int) -> 
     parameters = sum(p.numel() for p in state.student.parameters()) / 1e6
     log(
         f"{run.name}: method {run.method}, {parameters:.1f} M parameters, peak lr {run.lr:g} at batch {run.batch}, "
-        f"{str(numerics.dtype).removeprefix('torch.')} on {ranks.world_size()} x {numerics.device}, "
+        f"{state.precision} on {ranks.world_size()} x {numerics.device}, "
         f"{torch.get_num_threads()} threads, samples {data.index.counts()}, mix {shares}"
     )
     if state.step:
@@ -143,6 +162,7 @@ def _announce(data: TrainingSet, state: Run, numerics: Numerics, known: int) -> 
 
 def prepare_folder(folder: Path, identity: dict[str, Any], recipe: dict[str, Any]) -> None:
     """Make `folder` that of this run: what another recipe or other data left is moved to `archive/`, never overwritten."""
+    checkpoint.remove_leftovers(folder / "checkpoints")
     known = folder / "identity.json"
     former = read_json(known) if known.exists() else None
     if former != identity and any((folder / name).exists() for name in OWNED):

@@ -8,7 +8,8 @@ import numpy as np
 
 from mad.config.model import TileConfig
 from mad.files import Pathlike
-from mad.slides.reader import Reader, open_slide, read_footprint
+from mad.progress import log
+from mad.slides.reader import Reader, ReadError, open_slide, read_footprint
 from mad.slides.scale import Scale, ScalePlan, plan_scale, read_scale
 from mad.tiles.pyramid import Grid, Index, Ladder
 
@@ -55,6 +56,32 @@ class AlignedSlide:
 
     def __exit__(self, *_: object) -> None:
         self.reader.close()
+
+
+class Footprint:
+    """The pixels of one coarsest tile at each magnification, read once, when first asked for."""
+
+    def __init__(self, slide: AlignedSlide, i: int, j: int) -> None:
+        self._slide, self._i, self._j = slide, i, j
+        self._pixels: dict[int, np.ndarray | None] = {}
+
+    def tile(self, index: Index) -> np.ndarray | None:
+        """A tile's pixels; None where they cannot be decoded. Where the footprint is damaged, tiles are read one by one."""
+        level = len(index) - 2
+        try:
+            if level not in self._pixels:
+                self._pixels[level] = None
+                self._pixels[level] = self._slide.footprint(level, self._i, self._j)
+        except ReadError as error:
+            log(f"{error}; reading its tiles one by one")
+        whole = self._pixels[level]
+        if whole is not None:
+            return np.ascontiguousarray(whole[self._slide.place(index)])
+        try:
+            return self._slide.tile(index)
+        except ReadError as error:
+            log(f"unreadable: {error}")
+            return None
 
 
 def open_aligned(path: Pathlike, config: TileConfig, mpp: float | None = None) -> AlignedSlide:

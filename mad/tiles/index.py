@@ -100,7 +100,7 @@ def _typed(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
         **dict.fromkeys(("magnification", "mpp"), "float64"),
         **dict.fromkeys(("tissue", "label_share", *(f"share_{name}" for name in classes)), "float32"),
         **dict.fromkeys(("i", "j", "level"), "int32"),
-        **dict.fromkeys(("k", "m"), "Int8"),
+        **dict.fromkeys(("k", "m"), "Int16"),
         **dict.fromkeys(("x", "y", "side"), "int64"),
         "native": "bool",
     }

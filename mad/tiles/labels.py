@@ -33,7 +33,8 @@ def raster_shape(grid: Grid, cells: int) -> tuple[int, int]:
 def class_raster(regions: Sequence[Region], classes: Sequence[str], grid: Grid, cells: int) -> np.ndarray:
     """Index into `classes` per raster cell, uint8 [rows, columns], NO_CLASS where no polygon lies.
 
-    Polygons are drawn in reverse order of priority: where they overlap the class listed first wins.
+    Polygons are drawn in reverse order of priority: where they overlap the class listed first wins. OpenCV paints a
+    polygon's boundary too, so areas come out about half a cell larger on each side.
     """
     raster = np.full(raster_shape(grid, cells), NO_CLASS, np.uint8)
     scale = cells / grid.finest_px

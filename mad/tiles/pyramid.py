@@ -149,6 +149,15 @@ class Grid:
         """Whether a tile holds at least one pixel of the slide."""
         return (self.edge(level, column) < self.width) & (self.edge(level, row) < self.height)
 
+    def holds(self, index: Index) -> bool:
+        """Whether an index names a tile of this grid with at least one pixel of the slide."""
+        digits = index[2:]
+        if len(digits) >= len(self.ladder) or min(index) < 0:
+            return False
+        if any(digit >= step**2 for digit, step in zip(digits, self.ladder.steps, strict=False)):
+            return False
+        return bool(self.touches(*self.ladder.position(index)))
+
     def contains(self, level: int, row: Any, column: Any) -> Any:
         """Whether a tile lies wholly inside the slide."""
         return (self.edge(level, np.asarray(column) + 1) <= self.width) & (

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from mad.config.model import CohortConfig
 from mad.tiles.pyramid import Ladder
 
 COLUMNS = ["tile_id", "kind", "role", "sample_id", "position", "split", "label", "rank"]
@@ -45,6 +46,24 @@ def block_split(position: np.ndarray, count: int, fractions: Mapping[str, float]
     return out
 
 
+def tile_splits(table: pd.DataFrame, cohort: CohortConfig, split: str | None) -> np.ndarray:
+    """The split of every tile of a slide: its patient's, or with `split_by: block` (`split` None) that of its block.
+
+    Args:
+        table: columns i, j, status and parent_id of the slide's tile table, whole.
+
+    Returns:
+        "train", "val", "test" or None per tile; tiles in the guard between two blocks have none.
+    """
+    if split is not None or table.empty:
+        return np.full(len(table), split, object)
+    whole = table[(table["status"] != "edge") & table["parent_id"].isna()]
+    rows, columns = (whole if len(whole) else table)[["i", "j"]].max() + 1
+    axis = {"x": "j", "y": "i", "auto": "j" if columns >= rows else "i"}[cohort.block_axis]
+    count = int(columns if axis == "j" else rows)
+    return block_split(table[axis].to_numpy(np.int64), count, cohort.split.model_dump(), cohort.block_guard)
+
+
 def candidates(
     table: pd.DataFrame, ladder: Ladder, *, seed: int, background: str | None, background_pairs: bool
 ) -> pd.DataFrame:
@@ -58,16 +77,17 @@ def candidates(
     level = table["tile_id"].str.extract(r"_L(\d+)_[\d_]+$")[0].astype("int64")
     label = table["label"].fillna(UNLABELLED)
     ok = table["status"] == "ok"
+    is_background = label == (background or "")
     inside = table["status"] != "edge"
     children = table[inside].groupby("parent_id").size()
     parts = []
     for number in range(len(ladder)):
         here = level == number
-        alone = here & (ok | (inside & (label == background)))
+        alone = here & (ok | (inside & is_background))
         parts.append(table[alone].assign(kind=ladder.name(number), label=label[alone]))
         if number < len(ladder) - 1:
             full = table["tile_id"].map(children).fillna(0) == ladder.steps[number] ** 2
-            pair = here & ok & full & (background_pairs | (label != background))
+            pair = here & ok & full & (background_pairs | ~is_background)
             parts.append(table[pair].assign(kind=ladder.transition(number), label=label[pair]))
     found = pd.concat(parts, ignore_index=True)[["tile_id", "kind", "split", "label"]]
     return found.assign(rank=hash_rank(found["tile_id"], seed))
@@ -89,7 +109,7 @@ def under_caps(
         .astype(float)
     )
     cap = cap.where(found["label"] != UNLABELLED, np.inf if max_unlabelled is None else max_unlabelled)
-    cap = cap.where(found["split"] == "train", np.ceil(cap * test_share))
+    cap = cap.where(found["split"] == "train", np.ceil((cap * test_share).round(9)))
     return found[place < cap]
 
 
@@ -113,4 +133,4 @@ def expand(selected: pd.DataFrame, table: pd.DataFrame, ladder: Ladder) -> pd.Da
     rows["order"] = rows["sample_id"].map(order)
     rows = rows.sort_values(["kind", "split", "order", "position"], ignore_index=True)[COLUMNS]
     text = dict.fromkeys(("tile_id", "kind", "role", "sample_id", "split", "label"), "string")
-    return rows.astype({**text, "position": "int8", "rank": "int64"})
+    return rows.astype({**text, "position": "int16", "rank": "int64"})

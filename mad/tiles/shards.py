@@ -17,6 +17,7 @@ from typing import IO, Any
 import cv2
 import imagecodecs
 import numpy as np
+import simplejpeg
 
 from mad.files import MadError, atomic_path
 
@@ -33,7 +34,7 @@ def encode(pixels: np.ndarray, *, format: str, quality: int, subsampling: str) -
 def decode(data: bytes) -> np.ndarray:
     """An encoded tile as RGB uint8 [h, w, 3]."""
     if data[:2] == b"\xff\xd8":
-        return imagecodecs.jpeg8_decode(data)
+        return simplejpeg.decode_jpeg(data, strict=True)
     return imagecodecs.png_decode(data) if data[:4] == b"\x89PNG" else imagecodecs.webp_decode(data)
 
 
@@ -110,9 +111,9 @@ def read_member(folder: Path, shard: str, offset: int, size: int, sha256: str | 
             file.seek(offset)
             data = file.read(size)
     except FileNotFoundError:
-        raise MadError(f"{path}: no such shard; make it again with `snakemake -R shard`") from None
+        raise MadError(f"{path}: no such shard; make it again with `snakemake -R shard_slide`") from None
     if len(data) != size or (sha256 and hashlib.sha256(data).hexdigest() != sha256):
         raise MadError(
-            f"{path}: {size} bytes at {offset} are not those of its index; make it again: `snakemake -R shard`"
+            f"{path}: {size} bytes at {offset} are not those of its index; make it again: `snakemake -R shard_slide`"
         )
     return data

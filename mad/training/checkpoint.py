@@ -27,6 +27,12 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that processes killed while saving have left in `folder`."""
+    for path in folder.glob(".step_*.pt"):
+        path.unlink(missing_ok=True)
+
+
 def found(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, oldest first."""
     return sorted(folder.glob("step_*.pt"))

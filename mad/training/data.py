@@ -74,7 +74,8 @@ def mixing_weights(counts: dict[str, int], mix: dict[str, float]) -> dict[str, f
         )
     if missing := sorted(kind for kind, weight in mix.items() if weight > 0 and kind not in counts):
         raise MadError(
-            f"mix: no samples of kind {', '.join(map(repr, missing))} in the shards; there are {sorted(counts)}"
+            f"mix: no samples of kind {', '.join(map(repr, missing))} in the shards; there are {sorted(counts)}. Take "
+            "them off the run's `mix`, or leave `mix` out to weigh by counts"
         )
     weights = {kind: float(mix.get(kind, 0.0)) if mix else float(count) for kind, count in counts.items()}
     return {kind: weight for kind, weight in weights.items() if weight > 0}
@@ -154,18 +155,26 @@ def collate(samples: list[list[views.Views]]) -> Batch:
     return Batch(groups, [tile for view in flat for tile in view.tiles])
 
 
+def samples_per_process(batch: int, world: int) -> int:
+    """Samples of a global batch that each of `world` processes gets.
+
+    Raises:
+        MadError: they cannot be shared out evenly.
+    """
+    if batch % world:
+        raise MadError(
+            f"batch: {batch} samples cannot be shared evenly by {world} processes; make batch a multiple of {world}"
+        )
+    return batch // world
+
+
 def batches(data: TrainingSet, *, start: int, rank: int, world: int, workers: int) -> Iterator[Batch]:
     """Yield process `rank`'s share of the batches of steps `start`, `start + 1`, ... to the last one.
 
     Raises:
         MadError: the global batch cannot be shared out evenly.
     """
-    batch = data.run.batch
-    if batch % world:
-        raise MadError(
-            f"batch: {batch} samples cannot be shared evenly by {world} processes; make batch a multiple of {world}"
-        )
-    share = batch // world
+    batch, share = data.run.batch, samples_per_process(data.run.batch, world)
     steps = range(start, data.run.steps)
     numbers = [range(step * batch + rank * share, step * batch + (rank + 1) * share) for step in steps]
     loader = DataLoader(

@@ -11,13 +11,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from mad.config.training import STANDALONE
 from mad.files import MadError, Pathlike
+from mad.tiles.shards import decode
 from mad.training.views import Image
 
 COLUMNS = ["tile_id", "kind", "role", "sample_id", "position", "split", "magnification"]
@@ -107,6 +107,7 @@ class TileReader:
         self._shards = index.rows["shard"].to_numpy()
         self._offsets = index.rows["offset"].to_numpy(dtype=np.int64)
         self._sizes = index.rows["size"].to_numpy(dtype=np.int64)
+        self._digests = index.rows["sha256"].to_numpy()
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def tile_id(self, row: int) -> str:
@@ -117,17 +118,20 @@ class TileReader:
         """The RGB pixels [tile_px, tile_px, 3] of the tile in `row`.
 
         Raises:
-            MadError: the tar is missing or shorter than its table says, the image cannot be decoded, or its size differs.
+            MadError: the tar is missing, the bytes are not those of its table or no image, or the image's size differs.
         """
         data = os.pread(self._descriptor(str(self._shards[row])), int(self._sizes[row]), int(self._offsets[row]))
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+        try:
+            image = decode(data) if hashlib.sha256(data).hexdigest() == self._digests[row] else None
+        except (RuntimeError, ValueError):  # of imagecodecs, of simplejpeg
+            image = None
         if image is None or image.shape != (self.tile_px, self.tile_px, 3):
             found = "is no readable image" if image is None else f"has {image.shape[1]} x {image.shape[0]} px"
             raise MadError(
                 f"{self._folder / str(self._shards[row])}: tile {self.tile_id(row)} at byte {self._offsets[row]} {found} "
                 f"(tile_px is {self.tile_px}); cut this slide's shards again with `mad shard`"
             )
-        return image  # type: ignore[return-value]
+        return image
 
     def _descriptor(self, shard: str) -> int:
         if shard in self._open:

@@ -38,12 +38,13 @@ class Interrupted(Exception):  # noqa: N818  a request, not an error
 
 @dataclass
 class Run:
-    """The state of a run: what a checkpoint holds."""
+    """The state of a run: what a checkpoint holds. `precision` names the type of its forward passes, e.g. "bfloat16"."""
 
     student: Network
     teacher: Network
     optimiser: torch.optim.Optimizer
     identity: dict[str, Any]
+    precision: str
     step: int = 0
     seconds: float = 0.0
 
@@ -56,6 +57,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "seconds": self.seconds,
             "threads": torch.get_num_threads(),
+            "precision": self.precision,
         }
 
     def restore(self, state: dict[str, Any]) -> None:

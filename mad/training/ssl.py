@@ -23,23 +23,24 @@ def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3, *, d
         Q_nk <- Q_nk / (K sum_n Q_nk)        every prototype gets 1/K
         Q_nk <- Q_nk / (N sum_k Q_nk)        every sample gets 1/N
 
-    and finally N Q, whose rows sum to 1. The global maximum is subtracted first, which cancels. With `distributed`, N
-    counts the samples of all processes, and maximum and sums over n run over all of them.
+    and finally N Q, whose rows sum to 1. Computed on log Q: at temperature .01 and scores 1 apart Q itself would
+    underflow in fp32. The constant factors K and N cancel and are left out. With `distributed`, sums over n run over the
+    samples of all processes.
     """
-    logits = scores.float() / temperature
-    peak = logits.max()
-    count = torch.tensor(float(len(logits)), device=logits.device)
-    if distributed:
-        peak, count = ranks.all_max(peak), ranks.all_sum(count)
-    q = torch.exp(logits - peak)
+    log_q = scores.float() / temperature
     for _ in range(iterations):
-        per_prototype = q.sum(dim=0, keepdim=True)
-        if distributed:
-            per_prototype = ranks.all_sum(per_prototype)
-        # a prototype whose every weight underflows has no mass to share out: it stays at 0 instead of becoming 0/0
-        q = q / (per_prototype.clamp_min(torch.finfo(q.dtype).tiny) * q.shape[1])
-        q = q / (q.sum(dim=1, keepdim=True).clamp_min(torch.finfo(q.dtype).tiny) * count)
-    return q * count
+        log_q = log_q - _logsumexp_over_samples(log_q, distributed)
+        log_q = log_q.log_softmax(dim=1)
+    return log_q.exp()
+
+
+def _logsumexp_over_samples(values: Tensor, distributed: bool) -> Tensor:
+    """log sum_n exp(values[n, k]), [1, K]; n runs over the samples of all processes where `distributed`."""
+    peak = values.amax(dim=0, keepdim=True)
+    if distributed:
+        peak = ranks.all_max(peak)
+    total = torch.exp(values - peak).sum(dim=0, keepdim=True)
+    return peak + torch.log(ranks.all_sum(total) if distributed else total)
 
 
 def dino_cross_entropy(student: Tensor, targets: Tensor, terms: Tensor, temperature: float) -> Tensor:
@@ -84,7 +85,8 @@ def koleo(embeddings: Tensor, epsilon: float = 1e-8) -> Tensor:
             similarity = x @ x.T
             similarity.fill_diagonal_(-2.0)
             nearest = similarity.argmax(dim=1)
-        return -torch.log(F.pairwise_distance(x, x[nearest], eps=epsilon) + epsilon).mean()
+        # not F.pairwise_distance, which adds its eps to every coordinate; the norm's gradient at 0 is 0
+        return -torch.log(torch.linalg.vector_norm(x - x[nearest], dim=-1) + epsilon).mean()
 
 
 def koleo_by_position(embeddings: Tensor, epsilon: float = 1e-8) -> Tensor:

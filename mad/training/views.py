@@ -21,7 +21,7 @@ Image = npt.NDArray[np.uint8]
 LUMA = np.array([0.299, 0.587, 0.114])
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
-BLUR_SIGMA = (0.1, 2.0)  # pixels of a 224 px image (DINOv2), scaled with the tile
+BLUR_SIGMA = (0.1, 2.0)  # pixels, where tiles have 224 (DINOv2, for global and local views alike); scaled with the tile
 QUARTER_TURNS = (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
 FIRST_GLOBAL, OTHER_GLOBAL, LOCAL = 0, 1, 2
 
@@ -45,8 +45,9 @@ def pair_views(
     parent: Image, children: list[Image], config: PhotometricConfig, rng: np.random.Generator, tiles: tuple[str, ...]
 ) -> Views:
     """MAD's views: 2 of the parent for the teacher, 1 of each child for the student (6 with 4 children)."""
-    teacher = [photometric(dihedral(parent, rng), config, rng, place) for place in (FIRST_GLOBAL, OTHER_GLOBAL)]
-    student = [photometric(dihedral(child, rng), config, rng, LOCAL) for child in children]
+    side = parent.shape[0]
+    teacher = [photometric(dihedral(parent, rng), config, rng, place, side) for place in (FIRST_GLOBAL, OTHER_GLOBAL)]
+    student = [photometric(dihedral(child, rng), config, rng, LOCAL, side) for child in children]
     return Views("pair", np.stack(teacher), np.stack(student), np.empty((0, 0, 0, 3), np.uint8), tiles)
 
 
@@ -56,11 +57,13 @@ def multicrop_views(
     """DINOv2's views of one tile: global crops of the tile's own size for both networks, local crops for the student."""
     side = tile.shape[0]
     large = [
-        photometric(dihedral(crop(tile, views.global_scale, side, rng), rng), config, rng, min(place, OTHER_GLOBAL))
+        photometric(
+            dihedral(crop(tile, views.global_scale, side, rng), rng), config, rng, min(place, OTHER_GLOBAL), side
+        )
         for place in range(views.global_crops)
     ]
     small = [
-        photometric(dihedral(crop(tile, views.local_scale, local_px, rng), rng), config, rng, LOCAL)
+        photometric(dihedral(crop(tile, views.local_scale, local_px, rng), rng), config, rng, LOCAL, side)
         for _ in range(views.local_crops)
     ]
     local = np.stack(small) if small else np.empty((0, 0, 0, 3), np.uint8)
@@ -93,14 +96,16 @@ def crop(image: Image, scale: tuple[float, float], side: int, rng: np.random.Gen
     return resized.astype(np.uint8, copy=False)
 
 
-def photometric(image: Image, config: PhotometricConfig, rng: np.random.Generator, place: int) -> Image:
-    """Colour jitter, grayscale, blur and solarisation with the shares of `config`; `place` picks DINO's asymmetric ones."""
+def photometric(image: Image, config: PhotometricConfig, rng: np.random.Generator, place: int, tile_px: int) -> Image:
+    """Colour jitter, grayscale, blur and solarisation with the shares of `config`.
+
+    `place` picks DINO's asymmetric shares; `tile_px`, the side of the tile that the view is of, scales the blur.
+    """
     matrix = colour_matrix(image, config, rng)
     if matrix is not None:
         image = cv2.transform(image, matrix)  # type: ignore[assignment]
     if rng.random() < config.blur[place]:
-        sigma = rng.uniform(*BLUR_SIGMA) * image.shape[0] / 224
-        image = cv2.GaussianBlur(image, (0, 0), max(sigma, 0.1))  # type: ignore[assignment]
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*BLUR_SIGMA) * tile_px / 224)  # type: ignore[assignment]
     if place == OTHER_GLOBAL and rng.random() < config.solarize:
         image = np.where(image >= 128, 255 - image, image).astype(np.uint8)
     return image

@@ -24,7 +24,8 @@ except MadError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = CFG.results
-CONFIG = f"{RESULTS}/config.json"
+SETTINGS = CFG.model_dump(mode="json")
+CONFIG = f"{RESULTS}/.config/{digest(SETTINGS)}.json"
 RUNS = {run.name: run for run in CFG.runs}
 ENCODERS = {encoder.name: encoder for encoder in CFG.encoders}
 PROTOCOLS = ["classification", "clustering", "consistency", "transfer", "segmentation"]
@@ -33,8 +34,9 @@ EVALUATIONS = [f"{protocol}.json" for protocol in PROTOCOLS] + [
     "segmentation.parquet",
 ]
 
-# What the commands read. Rules name what they depend on as parameters, so that a change reruns just what it concerns.
-write_json_if_changed(CONFIG, CFG.model_dump(mode="json"))
+# What the commands read, named by its content: a dry run with other settings never changes what running jobs read. Rules
+# name what they depend on as parameters, so that a change reruns just what it concerns.
+write_json_if_changed(CONFIG, SETTINGS)
 for name in RUNS:
     write_json_if_changed(
         f"{RESULTS}/train/{name}/recipe.json", freeze_recipe(CFG, name)

@@ -120,7 +120,7 @@ rule shard_slide:
         row=lambda wildcards: digest(
             {**SLIDES[wildcards.slide].tiling(), "annotation": None}
         ),
-        tile=section("tile"),
+        tile=section("tile", exclude={"tissue", "min_tissue"}),
         settings=section("shard"),
     shell:
         "python -m mad shard --slide {wildcards.slide} --config {CONFIG} >> {log} 2>&1"

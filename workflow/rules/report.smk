@@ -17,6 +17,7 @@ FIGURES = {
 # Time stamps of the benchmarks are read but not declared: a stage that ran again has changed its own output already.
 rule report:
     input:
+        cohort=f"{RESULTS}/cohort/slides.parquet",
         evaluations=results(
             "evaluate/{encoder}/{file}", encoder=ENCODERS, file=EVALUATIONS
         ),

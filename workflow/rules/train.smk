@@ -4,6 +4,12 @@ def run_inputs(wildcards):
     return {
         "recipe": f"{RESULTS}/train/{wildcards.run}/recipe.json",
         "shards": ancient(f"{RESULTS}/shard/cohort.json"),
+        # The synthetic cohort is checked before anything trains on it.
+        **(
+            {}
+            if CFG.cohort.sheet
+            else {"check": ancient(f"{RESULTS}/synthetic/check.json")}
+        ),
         **({"init": f"{RESULTS}/train/{target}/summary.json"} if kind == "run" else {}),
     }
 
