@@ -24,7 +24,7 @@ tiles_app = typer.Typer(no_args_is_help=True, help="Look at single tiles.")
 app.add_typer(config_app, name="config")
 app.add_typer(tiles_app, name="tiles")
 
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="Configuration file.")]
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", envvar="MAD_CONFIG", help="Configuration file.")]
 Slide = Annotated[str, typer.Option(help="A slide_id of the cohort sheet.")]
 DEFAULT = Path("config.yaml")
 

@@ -10,6 +10,9 @@ import pytest
 import tifffile
 from hypothesis import settings
 
+from mad.config.synthetic import SyntheticConfig
+from mad.slides.synthetic.slide import write_slide
+
 settings.register_profile("mad", deadline=None, derandomize=True)  # machines are noisy, and CI must not be flaky
 settings.load_profile("mad")
 
@@ -56,3 +59,12 @@ def real_slides() -> Path:
     if not folder:
         pytest.skip("MAD_REAL_SLIDES is unset: no real slides to try")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two synthetic slides of one coarsest tile each, with their annotations."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for slide_id in ("S01", "S02"):
+        write_slide(SyntheticConfig(width=1792, height=1792), slide_id, folder)
+    return folder

@@ -7,56 +7,14 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from pipeline import configure, run_all
 
 from mad.cli import tiles_show
-from mad.config import Config, parse_config
-from mad.config.synthetic import SyntheticConfig
+from mad.config import parse_config
 from mad.files import MadError, read_json, write_json
 from mad.slides.sheet import cohort_rows, write_sheet
-from mad.slides.synthetic.slide import write_slide
-from mad.stages import cohort, sample, shard, tile
+from mad.stages import shard, tile
 from mad.tiles.shards import decode, encode, read_member
-
-SMALL = SyntheticConfig(width=1792, height=1792)
-
-
-@pytest.fixture(scope="module")
-def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two synthetic slides of one coarsest tile each, with their annotations."""
-    folder = tmp_path_factory.mktemp("cohort")
-    for slide_id in ("S01", "S02"):
-        write_slide(SMALL, slide_id, folder)
-    return folder
-
-
-def configure(folder: Path, slides: Path, **more: object) -> Config:
-    """A cohort of the two slides, S01 for training and S02 for the test."""
-    records = [
-        {"slide_id": name, "path": str(slides / f"{name}.tiff"), "patient_id": name, "split": split, "grade": "1"}
-        | {"annotation": str(slides / f"{name}.geojson")}
-        for name, split in (("S01", "train"), ("S02", "test"))
-    ]
-    write_sheet(folder / "slides.tsv", records)
-    return parse_config(
-        {
-            "results": str(folder / "results"),
-            "cohort": {"sheet": str(folder / "slides.tsv")},
-            "tile": {"tile_px": 112},
-            "sample": {"max_standalone": {"10x": 3, "40x": 5}},
-            **more,
-        }
-    )
-
-
-def run_all(config: Config) -> Path:
-    cohort.run(config)
-    for row in cohort_rows(config):
-        tile.run(config, row)
-    sample.run(config)
-    for row in cohort_rows(config):
-        shard.run(config, row)
-    shard.run_cohort(config)
-    return Path(config.results)
 
 
 @pytest.fixture(scope="module")

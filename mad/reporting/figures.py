@@ -83,7 +83,7 @@ def figure4(
     """Thumbnail, ground truth and one map per encoder; one row per slide and magnification.
 
     Args:
-        rows: slide_id, magnification, mpp (level-0 um per pixel; None draws no scale bar), thumbnail (RGB [h, w, 3] or None), extent (left, right,
+        rows: slide_id, magnification, mpp (level-0 um/px or None), thumbnail (RGB [h, w, 3] or None), extent (left, right,
             bottom, top of the thumbnail in level-0 px), truth (tiles: x y side label) and maps (encoder -> tiles: x y side
             predicted; one may lack), scores (encoder -> mean IoU or None).
         encoders: columns in order.

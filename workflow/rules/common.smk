@@ -13,7 +13,9 @@ from mad.files import MadError, digest, write_json_if_changed
 from mad.slides.sheet import cohort_rows
 
 # Rules call `python`: the one that runs Snakemake, unless a rule's own environment comes first.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
+)
 
 
 try:
@@ -24,8 +26,6 @@ except MadError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = CFG.results
-SETTINGS = CFG.model_dump(mode="json")
-CONFIG = f"{RESULTS}/.config/{digest(SETTINGS)}.json"
 RUNS = {run.name: run for run in CFG.runs}
 ENCODERS = {encoder.name: encoder for encoder in CFG.encoders}
 PROTOCOLS = ["classification", "clustering", "consistency", "transfer", "segmentation"]
@@ -34,13 +34,20 @@ EVALUATIONS = [f"{protocol}.json" for protocol in PROTOCOLS] + [
     "segmentation.parquet",
 ]
 
-# What the commands read, named by its content: a dry run with other settings never changes what running jobs read. Rules
-# name what they depend on as parameters, so that a change reruns just what it concerns.
-write_json_if_changed(CONFIG, SETTINGS)
+# What the commands read, by way of the environment, in a file named by its content: a dry run with other settings never
+# changes what running jobs read. Rules name what they depend on as parameters, so that a change reruns just what it concerns.
+SETTINGS = CFG.model_dump(mode="json")
+settings_file = f"{RESULTS}/.config/{digest(SETTINGS)}.json"
+write_json_if_changed(settings_file, SETTINGS)
+os.environ.update(MAD_CONFIG=settings_file)
 for name in RUNS:
     write_json_if_changed(
         f"{RESULTS}/train/{name}/recipe.json", freeze_recipe(CFG, name)
     )
+
+
+envvars:
+    "MAD_CONFIG",
 
 
 wildcard_constraints:
@@ -69,3 +76,26 @@ def annotation_file(wildcards):
     """The annotation, if the sheet names one and it is there."""
     path = SLIDES[wildcards.slide].annotation
     return [path] if path and (CFG.cohort.sheet is None or Path(path).exists()) else []
+
+
+def run_inputs(wildcards):
+    """The frozen recipe, the encoder that the run starts from, and the shards, whose later changes do not retrain it."""
+    kind, _, target = RUNS[wildcards.run].init.partition(":")
+    return {
+        "recipe": f"{RESULTS}/train/{wildcards.run}/recipe.json",
+        "shards": ancient(f"{RESULTS}/shard/cohort.json"),
+        # The synthetic cohort is checked before anything trains on it.
+        **(
+            {}
+            if CFG.cohort.sheet
+            else {"check": ancient(f"{RESULTS}/synthetic/check.json")}
+        ),
+        **({"init": f"{RESULTS}/train/{target}/summary.json"} if kind == "run" else {}),
+    }
+
+
+def encoder_inputs(wildcards):
+    """The encoder's own file, if a run makes it."""
+    kind, _, target = ENCODERS[wildcards.encoder].spec.partition(":")
+    made = {"run": "summary.json", "random": "recipe.json"}
+    return [f"{RESULTS}/train/{target}/{made[kind]}"] if kind in made else []

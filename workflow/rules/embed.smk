@@ -1,10 +1,3 @@
-def encoder_inputs(wildcards):
-    """The encoder's own file, if a run makes it."""
-    kind, _, target = ENCODERS[wildcards.encoder].spec.partition(":")
-    made = {"run": "summary.json", "random": "recipe.json"}
-    return [f"{RESULTS}/train/{target}/{made[kind]}"] if kind in made else []
-
-
 # Only the audit is declared: embeddings of slides that did not change survive a rerun.
 rule embed_encoder:
     input:
@@ -36,7 +29,7 @@ rule embed_encoder:
             )
         ),
     shell:
-        "OMP_NUM_THREADS={threads} python -m mad embed --encoder {wildcards.encoder} --config {CONFIG} >> {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m mad embed --encoder {wildcards.encoder} >> {log} 2>&1"
 
 
 rule embed:

@@ -13,7 +13,7 @@ if CFG.cohort.sheet is None:
         params:
             settings=section("synthetic", exclude={"patients"}),
         shell:
-            "python -m mad synth --slide {wildcards.slide} --config {CONFIG} >> {log} 2>&1"
+            "python -m mad synth --slide {wildcards.slide} >> {log} 2>&1"
 
     rule synth_check:
         input:
@@ -29,7 +29,7 @@ if CFG.cohort.sheet is None:
         params:
             settings=section("synthetic"),
         shell:
-            "python -m mad synth --check --config {CONFIG} >> {log} 2>&1"
+            "python -m mad synth --check >> {log} 2>&1"
 
 
 rule cohort:
@@ -47,7 +47,7 @@ rule cohort:
         slides=digest([str(row) for row in SLIDES.values()]),
         settings=section("cohort"),
     shell:
-        "python -m mad cohort --config {CONFIG} >> {log} 2>&1"
+        "python -m mad cohort >> {log} 2>&1"
 
 
 rule tile_slide:
@@ -75,7 +75,7 @@ rule tile_slide:
         label=section("label"),
         on_bad_slide=CFG.on_bad_slide,
     shell:
-        "python -m mad tile --slide {wildcards.slide} --config {CONFIG} >> {log} 2>&1"
+        "python -m mad tile --slide {wildcards.slide} >> {log} 2>&1"
 
 
 rule tile:
@@ -101,7 +101,7 @@ rule sample:
         cohort=section("cohort", exclude={"sheet"}),
         seed=CFG.seed,
     shell:
-        "python -m mad sample --config {CONFIG} >> {log} 2>&1"
+        "python -m mad sample >> {log} 2>&1"
 
 
 rule shard_slide:
@@ -123,7 +123,7 @@ rule shard_slide:
         tile=section("tile", exclude={"tissue", "min_tissue"}),
         settings=section("shard"),
     shell:
-        "python -m mad shard --slide {wildcards.slide} --config {CONFIG} >> {log} 2>&1"
+        "python -m mad shard --slide {wildcards.slide} >> {log} 2>&1"
 
 
 rule shard:

@@ -56,4 +56,4 @@ rule report:
         encoders=digest([encoder.model_dump(mode="json") for encoder in CFG.encoders]),
         label=section("label"),
     shell:
-        "python -m mad report --config {CONFIG} >> {log} 2>&1"
+        "python -m mad report >> {log} 2>&1"

@@ -1,19 +1,3 @@
-def run_inputs(wildcards):
-    """The frozen recipe, the encoder that the run starts from, and the shards, whose later changes do not retrain it."""
-    kind, _, target = RUNS[wildcards.run].init.partition(":")
-    return {
-        "recipe": f"{RESULTS}/train/{wildcards.run}/recipe.json",
-        "shards": ancient(f"{RESULTS}/shard/cohort.json"),
-        # The synthetic cohort is checked before anything trains on it.
-        **(
-            {}
-            if CFG.cohort.sheet
-            else {"check": ancient(f"{RESULTS}/synthetic/check.json")}
-        ),
-        **({"init": f"{RESULTS}/train/{target}/summary.json"} if kind == "run" else {}),
-    }
-
-
 rule shard_cohort:
     input:
         results("shard/{slide}.parquet", slide=SLIDES),
@@ -25,7 +9,7 @@ rule shard_cohort:
     conda:
         "../../envs/mad.yaml"
     shell:
-        "python -m mad shard-cohort --config {CONFIG} >> {log} 2>&1"
+        "python -m mad shard-cohort >> {log} 2>&1"
 
 
 # Only the summary is declared: Snakemake deletes declared outputs before a rerun, and a training that fails must keep its
@@ -43,7 +27,7 @@ rule train_run:
         "../../envs/mad.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].runtime.threads or 2
     shell:
-        "OMP_NUM_THREADS={threads} exec python -m mad train --run {wildcards.run} --config {CONFIG} >> {log} 2>&1"
+        "OMP_NUM_THREADS={threads} exec python -m mad train --run {wildcards.run} >> {log} 2>&1"
 
 
 rule train:

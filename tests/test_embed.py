@@ -1,0 +1,90 @@
+"""Stage embed: every vector belongs to its tile, nothing is encoded twice or in vain, nothing half-done is vouched for."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from pipeline import configure, run_all
+
+from mad.files import MadError, read_json
+from mad.slides.reader import open_slide
+from mad.stages import embed, evaluate
+
+COLOUR = {"encoders": [{"name": "colour", "spec": "colour", "batch": 7}]}
+
+
+def expected(pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate(cv2.meanStdDev(pixels)).ravel() / 255
+
+
+@pytest.fixture(scope="module")
+def results(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = configure(tmp_path_factory.mktemp("embed"), slides, **COLOUR)
+    folder = run_all(config)
+    embed.run(config, "colour")
+    return folder
+
+
+def test_every_vector_is_its_tiles(results: Path, slides: Path) -> None:
+    """Rows of the shards once each, and rows of the dense maps, against the slide's own pixels."""
+    for slide_id, part in (("S01", ""), ("S02", ""), ("S02", "dense")):
+        vectors = np.load(results / "embed" / "colour" / part / f"{slide_id}.npy")
+        rows = pd.read_parquet(results / "embed" / "colour" / part / f"{slide_id}.parquet")
+        places = pd.read_parquet(results / "tile" / f"{slide_id}.parquet")
+        assert rows["tile_id"].is_unique and len(vectors) == len(rows)
+        if part:
+            inside = places[(places["status"] != "edge") & (places["magnification"] > 2.5)]
+            assert set(rows["tile_id"]) == set(inside["tile_id"])
+        else:
+            shards = pd.read_parquet(results / "shard" / f"{slide_id}.parquet")
+            assert set(rows["tile_id"]) == set(shards["tile_id"])
+        places = rows.merge(places, on="tile_id")
+        with open_slide(slides / f"{slide_id}.tiff") as slide:
+            for n in np.random.default_rng(0).choice(len(rows), 40, replace=False):
+                tile, downsample = places.iloc[n], {2.5: 16, 10.0: 4, 40.0: 1}[places["magnification"].iloc[n]]
+                pixels = slide.read(
+                    int(tile["level"]), int(tile["x"]) // downsample, int(tile["y"]) // downsample, 112, 112
+                )
+                assert np.abs(vectors[n] - expected(pixels)).max() < (1e-6 if part else 0.02), tile["tile_id"]
+    audit = read_json(results / "embed" / "colour" / "audit.json")
+    assert audit["dim"] == 6 and audit["config"]["spec"] == "colour"
+
+
+def test_only_what_changed_is_encoded_again(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(tmp_path, slides, **COLOUR)
+    folder = run_all(config)
+    done: list[str] = []
+    real = embed._encode
+    monkeypatch.setattr(embed, "_encode", lambda *given: done.append(given[-1].split()[2]) or real(*given))
+    embed.run(config, "colour")
+    assert sorted(done) == ["S01", "S02", "S02"]
+    done.clear()
+    embed.run(config, "colour")
+    assert done == []
+    (folder / "embed" / "colour" / "S01.json").unlink()  # as a kill between array and stamp leaves it
+    with pytest.raises(MadError, match=r"S01.npy: not embedded whole"):
+        evaluate.load(config, "colour")
+    embed.run(config, "colour")
+    assert done == ["S01"]
+
+
+def test_numbers_that_are_not_finite_stop_the_stage(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        audit = {"dim": 2}
+
+        def __call__(self, tiles: np.ndarray) -> np.ndarray:
+            return np.full((len(tiles), 2), np.nan, np.float32)
+
+    config = configure(tmp_path, slides, **COLOUR)
+    folder = run_all(config)
+    embed.run(config, "colour")
+    monkeypatch.setattr(embed, "load_encoder", lambda *_: Broken())
+    with pytest.raises(MadError, match="not finite"):
+        embed.run(config, "colour")
+    assert not (folder / "embed" / "colour" / "audit.json").exists()
+    with pytest.raises(MadError, match="no finished embeddings"):
+        evaluate.load(config, "colour")
