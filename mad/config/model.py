@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from mad.config.base import Section
 from mad.config.evaluation import EvaluationConfig
 from mad.config.synthetic import SyntheticConfig
 from mad.config.training import RunConfig
+from mad.files import MadError
 
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
 
@@ -211,15 +212,27 @@ class Config(Section):
         return self
 
     def run(self, name: str) -> RunConfig:
-        """The entry of `runs:` with this name."""
-        for run in self.runs:
-            if run.name == name:
-                return run
-        raise KeyError(name)
+        """The entry of `runs:` with this name.
+
+        Raises:
+            MadError: there is none.
+        """
+        return _named("runs", self.runs, name)
 
     def encoder(self, name: str) -> EncoderConfig:
-        """The entry of `encoders:` with this name."""
-        for encoder in self.encoders:
-            if encoder.name == name:
-                return encoder
-        raise KeyError(name)
+        """The entry of `encoders:` with this name.
+
+        Raises:
+            MadError: there is none.
+        """
+        return _named("encoders", self.encoders, name)
+
+
+Entry = TypeVar("Entry", RunConfig, EncoderConfig)
+
+
+def _named(what: str, entries: list[Entry], name: str) -> Entry:
+    for entry in entries:
+        if entry.name == name:
+            return entry
+    raise MadError(f"{what}: no entry named {name!r}; there are {sorted(entry.name for entry in entries)}")

@@ -10,7 +10,6 @@ import json
 from typing import Any
 
 from mad.config.model import Config
-from mad.files import MadError
 
 VERSION = 1  # raised when the code changes what an unchanged configuration trains
 
@@ -24,10 +23,7 @@ def freeze_recipe(config: Config, name: str) -> dict[str, Any]:
     Raises:
         MadError: `runs` has no such entry.
     """
-    try:
-        run = config.run(name)
-    except KeyError:
-        raise MadError(f"runs: no entry named {name!r}; there are {sorted(run.name for run in config.runs)}") from None
+    run = config.run(name)
     entry = run.model_dump(mode="json", exclude={"runtime", "seed"})
     recipe = {
         "version": VERSION,

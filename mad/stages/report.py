@@ -7,6 +7,7 @@ An encoder that was not evaluated is a row that says so.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ def run(config: Config) -> None:
     ]  # fmt: skip
     for table in tables:
         write_table(results / "report" / "tables", table)
+    _curves(config)
     _figure3(config, reports)
     _figure4(config, slides, facts, reports)
     log(f"report: {len(tables)} tables and 2 figures in {results / 'report'}")
@@ -131,6 +133,15 @@ def _benchmarks(folder: Path) -> pd.DataFrame:
     jobs = pd.concat(parts, ignore_index=True)
     order = {s: n for n, s in enumerate(("cohort", "tile", "sample", "shard", "train", "embed", "evaluate", "report"))}
     return jobs.sort_values("stage", key=lambda stages: stages.map(lambda stage: order.get(stage, -1)), kind="stable")
+
+
+def _curves(config: Config) -> None:
+    """The curves of every training, beside the other figures."""
+    for entry in config.runs:
+        curves = Path(config.results) / "train" / entry.name / "curves.png"
+        if curves.exists():
+            with atomic_path(Path(config.results) / "report" / "figures" / f"curves_{entry.name}.png") as temporary:
+                shutil.copyfile(curves, temporary)
 
 
 def _figure3(config: Config, reports: Reports) -> None:

@@ -46,6 +46,15 @@ rule report:
             )
             for figure, title in FIGURES.items()
         ],
+        [
+            report(
+                f"{RESULTS}/report/figures/curves_{run}.png",
+                caption="../report/curves.rst",
+                category="Trainings",
+                labels={"run": run},
+            )
+            for run in RUNS
+        ],
     log:
         f"{RESULTS}/logs/report.log",
     benchmark:
