@@ -25,7 +25,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(tiles_app, name="tiles")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", envvar="MAD_CONFIG", help="Configuration file.")]
-Slide = Annotated[str, typer.Option(help="A slide_id of the cohort sheet.")]
+Slide = Annotated[str, typer.Argument(help="A slide_id of the cohort sheet.")]
 DEFAULT = Path("config.yaml")
 
 
@@ -41,7 +41,7 @@ def _row(config: Config, slide_id: str):  # type: ignore[no-untyped-def]
 @app.command()
 def synth(
     config: ConfigFile = DEFAULT,
-    slide: Annotated[str | None, typer.Option(help="Make this slide only.")] = None,
+    slide: Annotated[str | None, typer.Argument(help="Make this slide only.")] = None,
     check: Annotated[
         bool, typer.Option(help="Check the finished cohort: do colours give class or place away?")
     ] = False,
@@ -119,20 +119,18 @@ def shard_cohort(config: ConfigFile = DEFAULT) -> None:
 
 @app.command()
 def train(
-    run: Annotated[str, typer.Option(help="An entry of `runs:`.")],
+    run: Annotated[str, typer.Argument(help="An entry of `runs:`.")],
     config: ConfigFile = DEFAULT,
 ) -> None:
     """Train one run (alone, or under torchrun); resumes from its last checkpoint."""
-    from mad.config.recipe import freeze_recipe
     from mad.stages import train as stage
 
-    settings = load_config(config)
-    stage.run(settings, run, freeze_recipe(settings, run))
+    stage.run(load_config(config), run)
 
 
 @app.command()
 def embed(
-    encoder: Annotated[str, typer.Option(help="An entry of `encoders:`.")],
+    encoder: Annotated[str, typer.Argument(help="An entry of `encoders:`.")],
     config: ConfigFile = DEFAULT,
 ) -> None:
     """Embed every tile of the shards, and every tile of the mapped slides, with one encoder."""
@@ -143,7 +141,7 @@ def embed(
 
 @app.command()
 def evaluate(
-    encoder: Annotated[str, typer.Option(help="An entry of `encoders:`.")],
+    encoder: Annotated[str, typer.Argument(help="An entry of `encoders:`.")],
     config: ConfigFile = DEFAULT,
 ) -> None:
     """Run the protocols of Tables 3-5 on one encoder's embeddings."""

@@ -40,17 +40,14 @@ STANDARDISE_SAMPLES = 64  # pairs
 FINAL_SHARE = 0.1  # of the steps, over which the final loss is averaged
 
 
-def run(config: Config, name: str, recipe: dict[str, Any]) -> None:
+def run(config: Config, name: str) -> None:
     """Train run `name`, resume it, or, where it is finished, write its summary again.
 
     Raises:
-        MadError: `recipe` is not that of `config`, there is nothing to train on, or training failed.
+        MadError: there is no such run, nothing to train on, or training failed.
         SystemExit: with code 75 after SIGTERM, once a checkpoint is saved.
     """
-    if recipe != freeze_recipe(config, name):
-        raise MadError(
-            f"train: the recipe handed over is not that of runs entry {name!r}; remove results/train/{name}/recipe.json"
-        )
+    recipe = freeze_recipe(config, name)
     entry, folder = config.run(name), Path(config.results) / "train" / name
     torch.set_num_threads(entry.runtime.threads or granted_threads())
     with ranks.process_group() as device:

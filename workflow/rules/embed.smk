@@ -29,7 +29,7 @@ rule embed_encoder:
             )
         ),
     shell:
-        "OMP_NUM_THREADS={threads} python -m mad embed --encoder {wildcards.encoder} >> {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m mad embed {wildcards.encoder} >> {log} 2>&1"
 
 
 rule embed:

@@ -18,7 +18,7 @@ rule evaluate_encoder:
         label=section("label"),
         seed=CFG.seed,
     shell:
-        "OMP_NUM_THREADS={threads} python -m mad evaluate --encoder {wildcards.encoder} >> {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m mad evaluate {wildcards.encoder} >> {log} 2>&1"
 
 
 rule evaluate:

@@ -13,7 +13,7 @@ if CFG.cohort.sheet is None:
         params:
             settings=section("synthetic", exclude={"patients"}),
         shell:
-            "python -m mad synth --slide {wildcards.slide} >> {log} 2>&1"
+            "python -m mad synth {wildcards.slide} >> {log} 2>&1"
 
     rule synth_check:
         input:
@@ -75,7 +75,7 @@ rule tile_slide:
         label=section("label"),
         on_bad_slide=CFG.on_bad_slide,
     shell:
-        "python -m mad tile --slide {wildcards.slide} >> {log} 2>&1"
+        "python -m mad tile {wildcards.slide} >> {log} 2>&1"
 
 
 rule tile:
@@ -123,7 +123,7 @@ rule shard_slide:
         tile=section("tile", exclude={"tissue", "min_tissue"}),
         settings=section("shard"),
     shell:
-        "python -m mad shard --slide {wildcards.slide} >> {log} 2>&1"
+        "python -m mad shard {wildcards.slide} >> {log} 2>&1"
 
 
 rule shard:

@@ -27,7 +27,7 @@ rule train_run:
         "../../envs/mad.yaml"
     threads: lambda wildcards: RUNS[wildcards.run].runtime.threads or 2
     shell:
-        "OMP_NUM_THREADS={threads} exec python -m mad train --run {wildcards.run} >> {log} 2>&1"
+        "OMP_NUM_THREADS={threads} exec python -m mad train {wildcards.run} >> {log} 2>&1"
 
 
 rule train:
