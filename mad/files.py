@@ -101,3 +101,9 @@ def sha256_file(path: Pathlike) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_stamp(path: Pathlike) -> list[str | int] | None:
+    """Path, size and time of change of a large file, by which a later run tells whether it is still the same; None if gone."""
+    path = Path(path)
+    return [str(path), path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None

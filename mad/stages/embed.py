@@ -19,7 +19,17 @@ import pandas as pd
 
 from mad.config import Config
 from mad.evaluation.segmentation import segmentation_slides
-from mad.files import MadError, atomic_path, digest, read_json, read_parquet, sha256_file, write_json, write_parquet
+from mad.files import (
+    MadError,
+    atomic_path,
+    digest,
+    file_stamp,
+    read_json,
+    read_parquet,
+    sha256_file,
+    write_json,
+    write_parquet,
+)
 from mad.models.encoders import Encoder, load_encoder
 from mad.progress import log, track
 from mad.slides.sheet import SlideRow, cohort_rows
@@ -76,11 +86,12 @@ def _embed_dense(config: Config, name: str, encoder: Encoder, row: SlideRow, fol
     """Embed every tile inside a slide at the magnifications of the maps, straight from the slide."""
     index = Path(config.results) / "tile" / f"{row.slide_id}.parquet"
     wanted = config.evaluate.segmentation_magnifications
-    key = {"encoder": encoder.audit, "input": sha256_file(index), "magnifications": wanted}
-    if _is_fresh(folder, row.slide_id, key):
-        return 0
     table = read_parquet(index, columns=["tile_id", "magnification", "status"])
     table = table[(table["status"] != "edge") & table["magnification"].isin(wanted)].reset_index(drop=True)
+    cut = config.tile.model_dump(exclude={"tissue", "min_tissue"})
+    key = {"encoder": encoder.audit, "tiles": table["tile_id"].tolist(), "slide": file_stamp(row.path), "cut": cut}
+    if _is_fresh(folder, row.slide_id, key):
+        return 0
     parsed = [parse_tile_id(tile_id)[1] for tile_id in table["tile_id"]]
     order = sorted(range(len(parsed)), key=lambda n: (parsed[n][:2], len(parsed[n]), parsed[n]))
     read: list[int] = []

@@ -16,7 +16,7 @@ import pandas as pd
 
 from mad.config import Config
 from mad.config.model import ShardConfig
-from mad.files import digest, read_json, read_parquet, sha256_file, write_json, write_parquet
+from mad.files import digest, file_stamp, read_json, read_parquet, sha256_file, write_json, write_parquet
 from mad.progress import log, track
 from mad.slides.sheet import SlideRow, cohort_rows
 from mad.tiles.aligned import AlignedSlide, Footprint, open_aligned
@@ -63,10 +63,8 @@ def run(config: Config, row: SlideRow) -> None:
 
 def _key(config: Config, row: SlideRow, selection: Path) -> str:
     """Digest of all that a slide's shards depend on: the selection's bytes, the slide's, and how tiles are cut and stored."""
-    path = Path(row.path)
-    slide = [row.path, path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
     cut = config.tile.model_dump(exclude={"tissue", "min_tissue"})
-    return digest([sha256_file(selection), slide, row.mpp, cut, config.shard.model_dump()], length=64)
+    return digest([sha256_file(selection), file_stamp(row.path), row.mpp, cut, config.shard.model_dump()], length=64)
 
 
 def _copy_if_fresh(folder: Path, slide_id: str, key: str) -> bool:
