@@ -106,4 +106,5 @@ def tiny_run(**changes: object) -> dict[str, object]:
 def tiny_config(results: Path, *runs: dict[str, object], seed: int = 3) -> Config:
     """A configuration for 32 px tiles with these runs (one `tiny_run` where none is given)."""
     entries = list(runs) or [tiny_run()]
-    return parse_config({"results": str(results), "seed": seed, "tile": {"tile_px": TILE_PX}, "runs": entries})
+    settings = {"results": str(results), "seed": seed, "tile": {"tile_px": TILE_PX}, "synthetic": {"patients": 3}}
+    return parse_config({**settings, "runs": entries})

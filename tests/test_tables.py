@@ -151,12 +151,14 @@ def test_health_tolerates_what_is_missing() -> None:
             "ln_k": 4.8,
             "collapsed": True,
             "warnings": ["RankMe 1.2"],
+            "stale": True,
             "health": {"rankme": 1.2},
         },
         "dino": {},
     }
     text = health_table(["mad", "dino", "later"], summaries).markdown()
     assert "| mad | – | yes | 4.200 | 4.800 | 0.875 | 1.200 |" in text and "| dino | – | – |" in text
+    assert "mad is stale" in text and "dino is stale" not in text
     assert "mad: RankMe 1.2" in text and "later is absent: train/later/summary.json does not exist." in text
     assert health_table([], {}).frame().empty
 

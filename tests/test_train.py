@@ -188,9 +188,11 @@ def test_a_run_that_cannot_start_leaves_the_former_one_where_it_is(fresh, tmp_pa
         message = "multiple of 2"
     else:
         (fresh / "shard").unlink()
-        fakes.write_slide(fresh / "shard", "S03", "val", 8, 4)
-        if fault == "pairs":
-            fakes.write_slide(fresh / "shard", "S01", "train", 0, 4)
+        for slide in ("S01", "S02", "S03"):
+            if fault == "samples" or slide == "S03":
+                fakes.write_slide(fresh / "shard", slide, "val", 8, 4)
+            else:
+                fakes.write_slide(fresh / "shard", slide, "train", 0, 4)
         message = "no readable sample" if fault == "samples" else "no parent-child pair"
     with pytest.raises(MadError, match=message):
         run(config, "second")

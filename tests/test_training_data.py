@@ -213,3 +213,12 @@ def test_no_tables_and_uneven_batches_are_errors(results, tmp_path):
         load_index(tmp_path, "train", 4)
     with pytest.raises(MadError, match="multiple of 3"):
         next(batches(training_set(results), start=0, rank=0, world=3, workers=0))
+
+
+def test_a_slide_off_the_sheet_trains_nothing(results):
+    everything = load_index(results / "shard", "train", 4)
+    one = load_index(results / "shard", "train", 4, ["S01", "S03"])
+    assert {tile.split("_")[0] for tile in one.rows["tile_id"]} == {"S01"}
+    assert one.digest != everything.digest and len(one.rows) < len(everything.rows)
+    with pytest.raises(MadError, match="no shard table of S09"):
+        load_index(results / "shard", "train", 4, ["S01", "S09"])

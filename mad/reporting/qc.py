@@ -69,7 +69,7 @@ def health_table(names: list[str], summaries: dict[str, dict[str, Any]]) -> Tabl
 
     Args:
         names: runs in the order of the configuration.
-        summaries: run -> content of train/{run}/summary.json, of which any field may lack.
+        summaries: run -> content of train/{run}/summary.json, of which any field may lack, and `stale`.
     """
     measured = list(dict.fromkeys(key for name in names for key in (summaries.get(name, {}).get("health") or {})))
     rows, notes = [], []
@@ -91,6 +91,11 @@ def health_table(names: list[str], summaries: dict[str, dict[str, Any]]) -> Tabl
         }
         rows.append(Row(name=name, cells=cells))
         notes += [f"{name}: {warning}" for warning in summary.get("warnings") or []]
+        if summary.get("stale"):
+            notes.append(
+                f"{name} is stale: it was trained on other tiles than the shards hold now; to train it on these: "
+                "`snakemake --cores all -R train_run -- train`"
+            )
     columns = [
         Column(key="method", header="Method"),
         Column(key="collapsed", header="Collapsed"),

@@ -57,7 +57,7 @@ def run(config: Config) -> None:
         table5(encoders, reports),
         scale_table(encoders, reports),
         slide_table(slides, tiles, shards, facts),
-        health_table([run.name for run in config.runs], _summaries(config)),
+        health_table([run.name for run in config.runs], _summaries(config, names)),
         time_table(_benchmarks(results / "benchmarks")),
     ]  # fmt: skip
     for table in tables:
@@ -112,9 +112,18 @@ def _labelled(shards: dict[str, pd.DataFrame], tiles: dict[str, pd.DataFrame]) -
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def _summaries(config: Config) -> dict[str, dict[str, Any]]:
-    paths = {entry.name: Path(config.results) / "train" / entry.name / "summary.json" for entry in config.runs}
-    return {name: read_json(path) for name, path in paths.items() if path.exists()}
+def _summaries(config: Config, slides: list[str]) -> dict[str, dict[str, Any]]:
+    """run -> its summary, with `stale`: whether the shards now hold other training tiles than it was trained on."""
+    from mad.training.index import load_index
+
+    found = {}
+    for entry in config.runs:
+        path = Path(config.results) / "train" / entry.name / "summary.json"
+        if path.exists():
+            summary = read_json(path)
+            present = load_index(Path(config.results) / "shard", "train", entry.children, slides).digest
+            found[entry.name] = {**summary, "stale": present != summary.get("data_digest")}
+    return found
 
 
 def _benchmarks(folder: Path) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from mad.files import MadError, atomic_path, digest, read_json, sha256_file, wri
 from mad.models.export import WEIGHTS, export_encoder, load_weights, model_card, read_provenance
 from mad.models.vit import local_crop_px, mean_std
 from mad.progress import log
+from mad.slides.sheet import cohort_rows
 from mad.training import checkpoint, ranks
 from mad.training.curves import draw_curves
 from mad.training.data import TrainingSet, samples_per_process
@@ -65,7 +66,8 @@ def granted_threads() -> int:
 
 def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any], device: torch.device) -> None:
     shards = Path(config.results) / "shard"
-    splits = {split: load_index(shards, split, entry.children) for split in ("train", "val")}
+    slides = [row.slide_id for row in cohort_rows(config)]
+    splits = {split: load_index(shards, split, entry.children, slides) for split in ("train", "val")}
     index, seed, tile_px = splits["train"], recipe["seed"], recipe["tile_px"]
     source = (
         Path(config.results) / "train" / entry.init.removeprefix("run:") / "encoder"

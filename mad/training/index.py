@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,14 +59,25 @@ class Index:
         return {f"{float(magnification):g}x": int(count) for magnification, count in tiles.items()}  # type: ignore[arg-type]
 
 
-def load_index(folder: Pathlike, split: str, min_children: int) -> Index:
-    """Index the tiles of `split` in every `folder/*.parquet`; pairs with fewer than `min_children` children are left out.
+def load_index(folder: Pathlike, split: str, min_children: int, slides: Iterable[str] | None = None) -> Index:
+    """Index the tiles of `split`; pairs with fewer than `min_children` children are left out.
+
+    Args:
+        folder: of the shard tables.
+        split: "train", "val" or "test".
+        min_children: children that a pair needs.
+        slides: whose tables are read: those of the cohort, so that a slide that was taken off its sheet trains nothing.
+            None reads every table of the folder.
 
     Raises:
-        MadError: there is no shard table.
+        MadError: a shard table is missing, or there is none.
     """
     folder = Path(folder)
-    paths = sorted(folder.glob("*.parquet"))
+    paths = sorted(folder.glob("*.parquet") if slides is None else (folder / f"{slide}.parquet" for slide in slides))
+    if absent := [path.stem for path in paths if not path.exists()]:
+        raise MadError(
+            f"{folder}: no shard table of {', '.join(absent[:10])}; make it with `mad shard` before training"
+        )
     if not paths:
         raise MadError(f"{folder}: no shard tables; make them with `mad shard` before training")
     tables = [pd.read_parquet(path, columns=COLUMNS) for path in paths]
