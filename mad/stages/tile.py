@@ -19,7 +19,7 @@ from mad.config import Config
 from mad.files import MadError, write_json, write_parquet
 from mad.progress import log
 from mad.reporting.overlay import write_overlay
-from mad.slides.annotations import Region, in_slide_frame, read_geojson
+from mad.slides.annotations import Region, read_annotation
 from mad.slides.sheet import SlideRow
 from mad.slides.tissue import tissue_mask
 from mad.tiles.aligned import AlignedSlide, open_aligned
@@ -55,8 +55,7 @@ def run(config: Config, row: SlideRow) -> None:
 def _tile(config: Config, row: SlideRow, slide: AlignedSlide, picture: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     classes = config.label.classes
     grid, mpp = slide.grid, slide.scale.mpp
-    regions, unknown = _regions(config, row)
-    regions = in_slide_frame(regions, slide.reader.bounds, slide.reader.level_dimensions[0])
+    regions, unknown = _regions(config, row, slide)
 
     tissue_cells = cells_per_tile(grid, mpp, config.tile.tissue.mpp)
     downsample = grid.finest_px / tissue_cells
@@ -112,10 +111,12 @@ def _tile(config: Config, row: SlideRow, slide: AlignedSlide, picture: Path) -> 
     return table, facts
 
 
-def _regions(config: Config, row: SlideRow) -> tuple[list[Region], Counter[str]]:
+def _regions(config: Config, row: SlideRow, slide: AlignedSlide) -> tuple[list[Region], Counter[str]]:
     """Annotated areas with the configured class names, and how many areas bear a name that the configuration lacks."""
     if not row.annotation:
         return [], Counter()
-    found = [Region(config.label.rename.get(r.name, r.name), r.geometry) for r in read_geojson(row.annotation)]
+    reader = slide.reader
+    regions = read_annotation(row.annotation, bounds=reader.bounds, size=reader.level_dimensions[0])
+    found = [Region(config.label.rename.get(r.name, r.name), r.geometry) for r in regions]
     unknown = Counter(region.name for region in found if region.name not in config.label.classes)
     return [region for region in found if region.name in config.label.classes], unknown
