@@ -158,6 +158,55 @@ def report(config: ConfigFile = DEFAULT) -> None:
     stage.run(load_config(config))
 
 
+@app.command()
+def inspect(
+    slides: Annotated[list[Path], typer.Argument(metavar="SLIDE...", help="Slide files.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", envvar="MAD_CONFIG", help="Its `tile:`; else of config.yaml, else the defaults."
+        ),
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option(min=0.02, max=20, help="um/px of level 0, as the cohort sheet would give it.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a slide's levels, scale and storage, and the tiles that a configuration would cut from it."""
+    from rich.console import Console
+
+    from mad.reporting.inspect import describe_each, render
+
+    path = config or (DEFAULT if DEFAULT.exists() else None)
+    found = describe_each(slides, (load_config(path) if path else Config()).tile, mpp)
+    if json:
+        typer.echo(to_json(found), nl=False)
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        for facts in found:
+            console.print(*render(facts), "", sep="\n")
+    if any(facts["error"] for facts in found):
+        raise typer.Exit(2)
+
+
+@app.command()
+def doctor(config: ConfigFile = DEFAULT) -> None:
+    """Check environment, configuration and cohort: PASS, WARN or FAIL, and what would mend it."""
+    from mad.reporting.doctor import examine
+
+    checks = examine(config)
+    colours = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
+    for check in checks:
+        typer.echo(
+            f"{typer.style(check.status, fg=colours[check.status])}  {check.name:<12} "
+            + check.finding.replace("\n", "\n" + " " * 19)
+        )
+        if check.mend:
+            typer.echo(f"{'':<19}mend: {check.mend}")
+    if any(check.status == "FAIL" for check in checks):
+        raise typer.Exit(1)
+
+
 @config_app.command("check")
 def config_check(config: ConfigFile = DEFAULT) -> None:
     """Say whether a configuration is right, and print it with every default."""
