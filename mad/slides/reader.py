@@ -19,6 +19,7 @@ import simplejpeg
 import tifffile
 
 from mad.files import MadError, Pathlike
+from mad.progress import log
 from mad.slides.scale import ScalePlan
 
 JPEG, LOSSLESS = 7, {1, 5, 8, 32773, 32946}  # TIFF compressions; lossless: none, LZW, deflate, PackBits, old deflate
@@ -239,7 +240,8 @@ def _tiff_pages(path: Path, dimensions: list[tuple[int, int]]) -> list[int] | No
                 interleaved = page.planarconfig == 1 and page.samplesperpixel in (3, 4) and page.bitspersample == 8
                 if page.is_tiled and known and interleaved:
                     found.setdefault((page.imagewidth, page.imagelength), number)
-    except Exception:  # whatever tifffile cannot parse is left to OpenSlide, which has opened the slide
+    except Exception as error:  # whatever tifffile cannot parse is left to OpenSlide, which has opened the slide
+        log(f"{path}: read through OpenSlide, since tifffile cannot parse it ({type(error).__name__}: {error})")
         return None
     directories = [found.get(size) for size in dimensions]
     return None if None in directories else directories  # type: ignore[return-value]
