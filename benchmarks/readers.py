@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pyvips
 
-from mad.slides.reader import Reader, open_slide
+from mad.slides.readers import Reader, open_slide
 
 
 def main() -> None:

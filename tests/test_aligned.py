@@ -12,7 +12,7 @@ from conftest import decode_coordinates, write_tiff
 
 from mad.config.model import TileConfig
 from mad.files import MadError
-from mad.slides.reader import Reader, ReadError, TiffReader, open_slide
+from mad.slides.readers import Reader, ReadError, TiffReader, open_slide
 from mad.tiles.aligned import AlignedSlide, open_aligned
 from mad.tiles.index import tile_table
 from mad.tiles.pyramid import parse_tile_id

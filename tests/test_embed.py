@@ -9,7 +9,7 @@ import pytest
 from pipeline import configure, run_all
 
 from mad.files import MadError, read_json
-from mad.slides.reader import open_slide
+from mad.slides.readers import open_slide
 from mad.stages import embed, evaluate
 
 COLOUR = {"encoders": [{"name": "colour", "spec": "colour", "batch": 7}]}

@@ -68,7 +68,7 @@ def test_parent_pixels_equal_the_area_average_of_their_children(results: Path) -
 
 def test_shards_hold_the_slides_own_pixels(results: Path, slides: Path) -> None:
     """A 40x child is the slide's own rectangle within the shard's JPEG error."""
-    from mad.slides.reader import open_slide
+    from mad.slides.readers import open_slide
 
     cut = pd.read_parquet(results / "shard" / "S01.parquet").merge(
         pd.read_parquet(results / "tile" / "S01.parquet", columns=["tile_id", "x", "y"]), on="tile_id"
@@ -171,7 +171,7 @@ def test_a_tile_is_shown_or_refused(slides: Path, tmp_path: Path) -> None:
     config = configure(tmp_path, slides)
     write_json(tmp_path / "config.json", config.model_dump(mode="json"))
     tiles_show("S01_L2_0_0_6_15", output=tmp_path / "new" / "tile.png", config=tmp_path / "config.json")
-    from mad.slides.reader import open_slide
+    from mad.slides.readers import open_slide
 
     with open_slide(slides / "S01.tiff") as slide:
         shown = cv2.cvtColor(cv2.imread(str(tmp_path / "new" / "tile.png")), cv2.COLOR_BGR2RGB)

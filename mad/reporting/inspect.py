@@ -16,7 +16,7 @@ from rich.text import Text
 
 from mad.config.model import TileConfig
 from mad.files import MadError, Pathlike
-from mad.slides.reader import Reader, open_slide
+from mad.slides.readers import Reader, open_slide
 from mad.slides.scale import Scale, read_scale
 from mad.tiles.aligned import AlignedSlide, open_aligned
 

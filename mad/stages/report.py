@@ -214,7 +214,7 @@ def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, An
 
 def _thumbnail(path: str) -> tuple[Any, list[float] | None]:
     """A slide shrunk to at most THUMBNAIL_PX, and its extent [left, right, bottom, top] in level-0 px; None if unreadable."""
-    from mad.slides.reader import open_slide
+    from mad.slides.readers import open_slide
 
     try:
         with open_slide(path) as slide:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from mad.config.model import TileConfig
 from mad.files import Pathlike
 from mad.progress import log
-from mad.slides.reader import Reader, ReadError, open_slide, read_footprint
+from mad.slides.readers import Reader, ReadError, open_slide
 from mad.slides.scale import Scale, ScalePlan, plan_scale, read_scale
 from mad.tiles.pyramid import Grid, Index, Ladder
 
@@ -82,6 +83,26 @@ class Footprint:
         except ReadError as error:
             log(f"unreadable: {error}")
             return None
+
+
+def read_footprint(
+    reader: Reader, plan: ScalePlan, number: int, rectangle: tuple[int, int, int, int], side_px: int
+) -> np.ndarray:
+    """The pixels of one coarsest tile at magnification `number` of the plan: RGB [side_px, side_px, 3].
+
+    `rectangle` is (x, y, width, height) in level-0 pixels. Native pixels are copied; others are shrunk from the next finer
+    level by area averaging (or enlarged by Lanczos interpolation where the plan says so).
+    """
+    level = plan.levels[number]
+    x, y, width, height = rectangle
+    scale = level.level_downsample
+    left, top = round(x / scale), round(y / scale)
+    if level.native:
+        return reader.read(level.level, left, top, side_px, side_px)
+    right, bottom = round((x + width) / scale), round((y + height) / scale)
+    pixels = reader.read(level.level, left, top, right - left, bottom - top)
+    shrinks = pixels.shape[0] >= side_px
+    return cv2.resize(pixels, (side_px, side_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
 
 
 def open_aligned(path: Pathlike, config: TileConfig, mpp: float | None = None) -> AlignedSlide:
