@@ -9,7 +9,7 @@ import pytest
 import shapely
 
 from mad.files import MadError
-from mad.slides.annotations import Region, read_annotation, region
+from mad.slides.annotations import Annotation, Region, read_annotation, region
 
 IMAGESCOPE = """<Annotations MicronsPerPixel="0.252100">
   <Annotation Id="1" Name="{name}" ReadOnly="0" NameReadOnly="0" LineColorReadOnly="0" Incremental="0" Type="4"
@@ -141,7 +141,7 @@ def square(x: float, y: float, side: float, **options: object) -> str:
 def imagescope(folder: Path, *regions: str, name: str = "Tumor", description: str = "") -> list[Region]:
     path = folder / "slide.xml"
     path.write_text(IMAGESCOPE.format(name=name, description=description, regions="\n".join(regions)))
-    return read_annotation(path)
+    return read_annotation(path).regions
 
 
 def test_imagescope_negative_regions_cut_holes_whatever_their_order(tmp_path: Path) -> None:
@@ -161,6 +161,23 @@ def test_imagescope_negative_regions_cut_holes_whatever_their_order(tmp_path: Pa
     assert not first.geometry.contains(shapely.Point(17, 15))
 
 
+def test_imagescope_counts_what_it_mends_and_leaves_out(tmp_path: Path) -> None:
+    imagescope(
+        tmp_path,
+        square(0, 0, 100, text="A"),
+        square(300, 0, 10, text="A"),
+        square(290, -10, 50, negative=1),  # swallows the one before
+        square(0, 200, 10),  # without a class
+        outline((0, 0), (100, 100), (100, 0), (0, 100), text="B"),
+        outline((0, 0), (9, 9), kind="3"),
+        outline((5, 5), kind="5", text="A"),
+        name="",
+    )
+    found = read_annotation(tmp_path / "slide.xml")
+    assert [(region.name, region.geometry.area) for region in found.regions] == [("A", 10_000), ("B", 5000)]
+    assert (found.num_repaired, found.num_unnamed, found.num_without_area) == (1, 1, 3)
+
+
 def test_negative_regions_cut_their_own_layer_only_and_may_swallow_a_region(tmp_path: Path) -> None:
     one = IMAGESCOPE.format(
         name="A", description="", regions=square(0, 0, 10) + square(30, 0, 10) + square(-5, -5, 20, negative=1)
@@ -169,7 +186,7 @@ def test_negative_regions_cut_their_own_layer_only_and_may_swallow_a_region(tmp_
     body = other.partition(">")[2].removesuffix("</Annotations>\n")
     path = tmp_path / "slide.xml"
     path.write_text(one.replace("</Annotations>", body + "</Annotations>"))
-    assert [(r.name, r.geometry.bounds) for r in read_annotation(path)] == [
+    assert [(r.name, r.geometry.bounds) for r in read_annotation(path).regions] == [
         ("A", (30, 0, 40, 10)),
         ("B", (0, 0, 10, 10)),
     ]
@@ -222,14 +239,14 @@ def test_encodings_and_namespaces(tmp_path: Path, form: str) -> None:
     encoding = {"utf-16": "utf-16", "utf-8 with mark": "utf-8-sig"}.get(form, "utf-8")
     data = text.encode(encoding)
     path.write_bytes(gzip.compress(data) if form == "gzip" else data)
-    (found,) = read_annotation(path)
+    (found,) = read_annotation(path).regions
     assert found.name == "Größe" and found.geometry.area == 100
 
 
 def test_halo(tmp_path: Path) -> None:
     path = tmp_path / "slide.annotations"
     path.write_text(HALO)
-    gray, white = read_annotation(path)
+    gray, white = read_annotation(path).regions
     assert (gray.name, white.name) == ("Gray Matter", "White Matter")
     assert gray.geometry.area == pytest.approx(400 * 200 - math.pi * 50**2, rel=0.01)
     assert 80_000 - gray.geometry.area == pytest.approx(math.pi * 50**2, rel=0.01)
@@ -240,7 +257,7 @@ def test_halo(tmp_path: Path) -> None:
 def test_asap(tmp_path: Path) -> None:
     path = tmp_path / "slide.xml"
     path.write_text(ASAP)
-    regions = read_annotation(path)
+    regions = read_annotation(path).regions
     assert [region.name for region in regions] == ["metastases", "Stroma", "normal"]
     assert [region.geometry.area for region in regions] == [
         10_000,
@@ -262,8 +279,8 @@ def test_only_qupath_starts_at_the_bounds(tmp_path: Path) -> None:
         ("a.annotations", HALO, (100, 200)),
     ]:
         (tmp_path / name).write_text(text)
-        assert read_annotation(tmp_path / name, **frame)[0].geometry.bounds[:2] == corner  # type: ignore[arg-type]
-    assert read_annotation(tmp_path / "a.geojson")[0].geometry.bounds[:2] == (0, 0)
+        assert read_annotation(tmp_path / name, **frame).regions[0].geometry.bounds[:2] == corner  # type: ignore[arg-type]
+    assert read_annotation(tmp_path / "a.geojson").regions[0].geometry.bounds[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["slide.ndpa", "slide.gz", "slide", "slide.xml.zip"])
@@ -276,12 +293,14 @@ def test_unknown_formats_are_refused_with_the_known_ones(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("", "no element found"),
+        ("", "the file is empty"),
         ("{}", "not well-formed"),
         (ASAP[:900], "unclosed token"),
         ("<annotation><folder/></annotation>", "<annotation> where <Annotations> or <ASAP_Annotations> should be"),
         (HALO.replace('X="90"', 'X="ninety"'), "ninety"),
         (HALO.replace('X="90"', 'X="nan"'), "not finite"),
+        (HALO.replace('X="90"', 'X="1e300"'), "beyond 1e[+]09 px"),
+        ("<Annotations>" + "<Annotation>" * 100_000, "no element found|unclosed"),
         (HALO.replace('X="90"', 'x="90"'), "a V without 'X'"),
         ('<?xml version="1.0" encoding="klingon"?><Annotations/>', "klingon|unknown encoding"),
     ],
@@ -306,7 +325,7 @@ def test_size_counts_after_decompression(tmp_path: Path, name: str, monkeypatch:
     text = f"<Annotations>{' ' * 5000}</Annotations>" if "xml" in name else f"[{' ' * 5000}]"
     path = tmp_path / name
     path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    assert read_annotation(path) == []
+    assert read_annotation(path) == Annotation([])
     monkeypatch.setattr(region, "MAX_BYTES", 5000)
     with pytest.raises(MadError, match=f"{name}: no .*more than 5e-06 GB"):
         read_annotation(path)

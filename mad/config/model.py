@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,10 +57,20 @@ class TissueConfig(Section):
 
     mpp: float = Field(4.0, gt=0)
     """Resolution of the tissue mask, um/px."""
+    method: Literal["otsu", "saturation", "density", "texture"] = "otsu"
+    """`otsu`: Otsu's threshold on saturation. `saturation`: the fixed threshold `min_saturation`. `density`: Otsu's threshold
+    on optical density, for pale or grey stains. `texture`: local contrast, for unstained tissue and fat."""
     min_saturation: float = Field(0.04, ge=0, le=1)
     """Lowest saturation that may count as tissue, whatever Otsu's threshold says: keeps blank slides blank."""
+    min_density: float = Field(0.02, ge=0, le=1)
+    """`density`: lowest mean optical density that may count as tissue."""
+    min_contrast: float = Field(0.01, ge=0, le=1)
+    """`texture`: standard deviation of brightness (0 to 1) over 40 um from which on there is tissue."""
     min_area_um2: float = Field(2000.0, ge=0)
     """Specks and holes smaller than this are removed."""
+    exclude_pen: bool = False
+    """Whether ink of felt pens counts as glass. The tile table's column `pen` has its share either way; made for H&E: a stain
+    that absorbs red most (Luxol fast blue) looks like blue ink."""
 
 
 class TileConfig(Section):
@@ -76,6 +86,8 @@ class TileConfig(Section):
     """What happens to a magnification that is finer than the slide."""
     pyramid: Literal["scanner", "area"] = "scanner"
     """`scanner`: the slide's own levels where they exist. `area`: every level is the area average of level 0."""
+    icc: Literal["keep", "apply"] = "keep"
+    """`keep`: pixels as they are stored. `apply`: pixels converted to sRGB by the slide's own ICC profile, where it has one."""
     min_tissue: float = Field(0.1, ge=0, le=1)
     """Tiles with a smaller share of tissue are `blank`."""
     tissue: TissueConfig = TissueConfig()
@@ -97,12 +109,18 @@ class TileConfig(Section):
 class LabelConfig(Section):
     """From annotations to one class per tile."""
 
-    classes: list[str] = ["Gray Matter", "White Matter", "Leptomeninges", "Superficial Cortex", "Background"]
+    classes: list[str] = Field(
+        ["Gray Matter", "White Matter", "Leptomeninges", "Superficial Cortex", "Background"],
+        min_length=1,
+        max_length=255,
+    )
     """Class names in order of priority: the first wins ties and overlaps of polygons."""
     colours: dict[str, str] = {}
     """Colour per class, `#rrggbb`, for maps and figures; the rest get a default palette."""
     rename: dict[str, str] = {}
     """Annotation name -> class name, for annotations that use other words."""
+    mask_values: dict[Annotated[int, Field(ge=0, le=65535)], str] = {}
+    """Pixel value -> class name, for annotations that are label masks. 0 is no class unless it is listed."""
     background: str | None = "Background"
     """The class that stands for glass; null: glass has no class."""
     glass_is_background: bool = True
@@ -119,6 +137,7 @@ class LabelConfig(Section):
         for what, names in (
             ("colours", self.colours),
             ("rename", set(self.rename.values())),
+            ("mask_values", set(self.mask_values.values())),
             ("background", {self.background} if self.background else set()),
         ):
             if unknown := sorted(set(names) - set(self.classes)):
@@ -126,13 +145,17 @@ class LabelConfig(Section):
         return self
 
 
+Cap = Annotated[int, Field(ge=0)] | None | dict[str, Annotated[int, Field(ge=0)] | None]
+
+
 class SampleConfig(Section):
     """Which tiles are cut, under class caps (MAD paper, Table 2). `null` means no cap."""
 
-    max_pairs: dict[str, int | None] = {}
-    """Cap on parents per class and split for each transition, e.g. `{"2.5x-10x": 1300, "10x-40x": null}`."""
-    max_standalone: dict[str, int | None] = {}
-    """Cap on standalone tiles per class and split at each magnification, e.g. `{"2.5x": 200, "10x": 400}`."""
+    max_pairs: dict[str, Cap] = {}
+    """Cap on parents per class and split for each transition, e.g. `{"2.5x-10x": 1300, "10x-40x": null}`; or one per class:
+    `{"10x-40x": {Gray Matter: 18410, White Matter: 15116}}`, where a class that is not named has no cap."""
+    max_standalone: dict[str, Cap] = {}
+    """Cap on standalone tiles per class and split at each magnification, e.g. `{"2.5x": 200, "10x": 400}`, or one per class."""
     max_unlabelled: int | None = None
     """Cap on unlabelled parents (and tiles) of each kind and split."""
     background_pairs: bool = False

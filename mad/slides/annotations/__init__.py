@@ -1,12 +1,13 @@
-"""Annotations of pathology programs into polygons with class names, in level-0 pixels of the whole slide.
+"""Annotations of pathology programs: polygons with class names, or label masks; all in level-0 pixels of the whole slide.
 
-| file | program |
-|---|---|
-| `.geojson`, `.json` | QuPath |
-| `.xml` | Aperio ImageScope, ASAP; the root element tells which |
-| `.annotations` | HALO |
+| file | program | |
+|---|---|---|
+| `.geojson`, `.json` | QuPath | polygons |
+| `.xml` | Aperio ImageScope, ASAP; the root element tells which | polygons |
+| `.annotations` | HALO | polygons |
+| `.png`, `.tif`, `.tiff` | any | a class per pixel value |
 
-Each may be gzipped, with `.gz` after its suffix.
+Polygon files may be gzipped, with `.gz` after their suffix.
 """
 
 from __future__ import annotations
@@ -16,14 +17,31 @@ from pathlib import Path
 from mad.files import MadError, Pathlike
 from mad.slides.annotations.geojson import read_geojson
 from mad.slides.annotations.markup import read_markup
-from mad.slides.annotations.region import Region, in_slide_frame
+from mad.slides.annotations.mask import LabelMask, open_mask
+from mad.slides.annotations.region import Annotation, Region, in_slide_frame, num_off_slide
 
-__all__ = ["Region", "in_slide_frame", "read_annotation", "read_geojson", "read_markup"]
+__all__ = [
+    "Annotation",
+    "LabelMask",
+    "Region",
+    "in_slide_frame",
+    "is_mask",
+    "num_off_slide",
+    "open_mask",
+    "read_annotation",
+    "read_geojson",
+    "read_markup",
+]
+
+
+def is_mask(path: Pathlike) -> bool:
+    """Whether a file name is that of a label mask (`open_mask`); others hold polygons (`read_annotation`)."""
+    return Path(path).suffix.lower() in (".png", ".tif", ".tiff")
 
 
 def read_annotation(
     path: Pathlike, *, bounds: tuple[int, int, int, int] | None = None, size: tuple[int, int] | None = None
-) -> list[Region]:
+) -> Annotation:
     """The annotated areas of a file, in level-0 pixels of the whole slide.
 
     Args:
@@ -38,11 +56,11 @@ def read_annotation(
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     kind = suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:]
     if kind in ([".geojson"], [".json"]):
-        regions = read_geojson(path)
-        return regions if bounds is None or size is None else in_slide_frame(regions, bounds, size)
+        annotation = read_geojson(path)
+        return annotation if bounds is None or size is None else in_slide_frame(annotation, bounds, size)
     if kind in ([".xml"], [".annotations"]):
         return read_markup(path)
     raise MadError(
         f"{path}: no known annotation format; give .geojson or .json (QuPath), .xml (Aperio ImageScope, ASAP) "
-        "or .annotations (HALO), each plain or with .gz"
+        "or .annotations (HALO), each plain or with .gz, or a label mask (.png, .tif, .tiff)"
     )

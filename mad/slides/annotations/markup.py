@@ -20,7 +20,15 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
 from mad.files import MadError, Pathlike
-from mad.slides.annotations.region import UNREADABLE, Region, chunks, repaired
+from mad.slides.annotations.region import (
+    UNREADABLE,
+    Annotation,
+    annotation_of,
+    check_coordinates,
+    chunks,
+    linear_rings,
+    repaired,
+)
 
 ROOTS = ("Annotations", "ASAP_Annotations")
 RECTANGLES = ("1", "rectangle")
@@ -29,12 +37,12 @@ WITHOUT_AREA = ("3", "4", "5", "ruler", "pin", "dot", "pointset", "measurement")
 NUM_ELLIPSE_VERTICES = 128  # area .04 % under the ellipse's
 
 
-def read_markup(path: Pathlike) -> list[Region]:
+def read_markup(path: Pathlike) -> Annotation:
     """The areas of an ImageScope, HALO or ASAP file, plain or gzipped, one Region per outline.
 
     The class is the layer's name, else its description, else the region's text (ImageScope, HALO); the group, else the name
     (ASAP). Rectangles and ellipses may be given by two corners. Self-crossing outlines are repaired; outlines without a class
-    or without an area (arrows, rulers, points) are left out. An ASAP spline is the polygon of its control points.
+    or without an area (arrows, rulers, points) are left out and counted. An ASAP spline is the polygon of its control points.
 
     Raises:
         MadError: the file is missing, damaged, too large, declares entities, or is another kind of XML.
@@ -42,10 +50,13 @@ def read_markup(path: Pathlike) -> list[Region]:
     try:
         target = _Outlines()
         parser = DefusedXMLParser(target=target)
+        parser.parser.ordered_attributes = False
+        parser.parser.StartElementHandler = target.start  # expat's own events: half the time of ElementTree's
+        parser.parser.EndElementHandler = target.end
         for chunk in chunks(Path(path)):
             parser.feed(chunk)
         parser.close()
-        return _regions(target)
+        return _annotation(target)
     except DefusedXmlException as error:
         raise MadError(
             f"{path}: unsafe XML ({error}); annotations declare no entities, export it again or remove the declaration"
@@ -124,27 +135,20 @@ class _Outlines:
         self._inside = True
 
 
-def _regions(parsed: _Outlines) -> list[Region]:
+def _annotation(parsed: _Outlines) -> Annotation:
     points = np.array(parsed.points).reshape(-1, 2)
-    if not np.isfinite(points).all():
-        raise ValueError("a coordinate is not finite")
+    check_coordinates(points)
     number = np.repeat(np.arange(len(parsed.outlines)), _counts(parsed))
     points = points[np.lexsort((np.array(parsed.order), number))]
+    geometries, num_repaired = _polygons(parsed, points)
 
-    layers: dict[int, tuple[list[_Outline], list[shapely.Geometry], list[shapely.Geometry]]] = {}
-    for outline, geometry in zip(parsed.outlines, _polygons(parsed, points), strict=True):
-        outlines, positive, negative = layers.setdefault(id(outline.layer), ([], [], []))
-        if geometry.area > 0 and outline.negative:
-            negative.append(geometry)
-        elif geometry.area > 0 and outline.name:
-            outlines.append(outline)
-            positive.append(geometry)
-    return [
-        Region(outline.name, geometry)
-        for outlines, positive, negative in layers.values()
-        for outline, geometry in zip(outlines, _without(positive, negative), strict=True)
-        if geometry.area > 0
-    ]
+    layers: dict[int, tuple[list[int], list[int]]] = {}  # its outlines: positive and negative ones
+    for index, outline in enumerate(parsed.outlines):
+        layers.setdefault(id(outline.layer), ([], []))[outline.negative].append(index)
+    for positive, negative in layers.values():
+        geometries[positive] = _without(geometries[positive], geometries[negative])
+    drawn = [index for positive, _ in layers.values() for index in positive]
+    return annotation_of([parsed.outlines[index].name for index in drawn], geometries[drawn], num_repaired)
 
 
 def _counts(parsed: _Outlines) -> np.ndarray:
@@ -152,20 +156,18 @@ def _counts(parsed: _Outlines) -> np.ndarray:
     return np.diff([*(outline.start for outline in parsed.outlines), len(parsed.order)]).astype(np.int64)
 
 
-def _polygons(parsed: _Outlines, points: np.ndarray) -> np.ndarray:
-    """Geometries, object [outlines], of vertices [n, 2] in order: valid, or without an area."""
+def _polygons(parsed: _Outlines, points: np.ndarray) -> tuple[np.ndarray, int]:
+    """Geometries, object [outlines], of vertices [n, 2] in order: valid, or without an area; and how many were mended."""
     counts = _counts(parsed)
     kinds = np.array([outline.kind for outline in parsed.outlines], dtype=object)
     drawn = (counts >= 3) & ~np.isin(kinds, WITHOUT_AREA)
     polygons = np.full(len(counts), shapely.Polygon(), dtype=object)
-    rings = shapely.linearrings(
-        points[np.repeat(drawn, counts)], indices=np.repeat(np.arange(drawn.sum()), counts[drawn])
-    )
-    polygons[drawn] = repaired(shapely.polygons(rings))
+    rings = linear_rings(points[np.repeat(drawn, counts)], counts[drawn])
+    polygons[drawn], num_repaired = repaired(shapely.polygons(rings))
     for index in np.flatnonzero((counts == 2) & np.isin(kinds, (*RECTANGLES, *ELLIPSES))):
         corners = points[parsed.outlines[index].start :][:2]
         polygons[index] = _ellipse(corners) if kinds[index] in ELLIPSES else shapely.box(*corners.ravel())
-    return polygons
+    return polygons, num_repaired
 
 
 def _ellipse(corners: np.ndarray) -> shapely.Polygon:
@@ -175,13 +177,11 @@ def _ellipse(corners: np.ndarray) -> shapely.Polygon:
     return shapely.Polygon(corners.mean(axis=0) + circle * np.abs(corners[1] - corners[0]) / 2)
 
 
-def _without(positive: list[shapely.Geometry], negative: list[shapely.Geometry]) -> np.ndarray:
+def _without(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
     """Each positive area less all negative ones: their union is the union of the positive less that of the negative."""
-    geometries = np.array(positive, dtype=object)
-    if positive and negative:
-        cut, cutter = shapely.STRtree(negative).query(geometries, predicate="intersects")
-        holes = np.array(negative, dtype=object)
-        indices, first = np.unique(cut, return_index=True)  # `cut` is sorted
-        for index, cutters in zip(indices, np.split(cutter, first[1:]), strict=True):
-            geometries[index] = shapely.difference(geometries[index], shapely.union_all(holes[cutters]))
-    return geometries
+    rest = positive.copy()
+    cut, cutter = shapely.STRtree(negative).query(positive, predicate="intersects")
+    indices, first = np.unique(cut, return_index=True)  # `cut` is sorted
+    for index, cutters in zip(indices, np.split(cutter, first[1:]), strict=False):
+        rest[index] = shapely.difference(rest[index], shapely.union_all(negative[cutters]))
+    return rest
