@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pyvips
 
-from mad.slides.readers import Reader, open_slide
+from mad.slides.readers import OpenSlideReader, open_slide
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     pyvips.cache_set_max(0)
-    ours, plain = open_slide(args.slide), Reader(args.slide)
+    ours, plain = open_slide(args.slide), OpenSlideReader(args.slide)
     width, height = ours.level_dimensions[0]
     places = [
         (x, y) for y in range(0, height - args.side + 1, args.side) for x in range(0, width - args.side + 1, args.side)
@@ -39,6 +39,11 @@ def main() -> None:
         "OpenSlide": lambda x, y: plain.read(0, x, y, args.side, args.side),
         "libvips": libvips,
     }
+    first = [read(*places[0]).astype(int) for read in readers.values()]
+    worst = max(int(np.abs(first[0] - other).max()) for other in first[1:])
+    if ours.profile:
+        srgb = open_slide(args.slide, "apply")
+        readers["mad, ICC applied"] = lambda x, y: srgb.read(0, x, y, args.side, args.side)
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(args.repeats):
         for name, read in readers.items():
@@ -46,8 +51,6 @@ def main() -> None:
             for place in places:
                 read(*place)
             seconds[name].append((time.perf_counter() - start) / len(places))
-    first = [read(*places[0]).astype(int) for read in readers.values()]
-    worst = max(int(np.abs(first[0] - other).max()) for other in first[1:])
     base = statistics.median(seconds["OpenSlide"])
     for name, values in seconds.items():
         median = statistics.median(values)

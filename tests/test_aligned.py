@@ -12,7 +12,7 @@ from conftest import decode_coordinates, write_tiff
 
 from mad.config.model import TileConfig
 from mad.files import MadError
-from mad.slides.readers import Reader, ReadError, TiffReader, open_slide
+from mad.slides.readers import OpenSlideReader, Reader, ReadError, TiffReader, open_slide
 from mad.tiles.aligned import AlignedSlide, open_aligned
 from mad.tiles.index import tile_table
 from mad.tiles.pyramid import parse_tile_id
@@ -29,13 +29,13 @@ def all_tiles(slide: AlignedSlide):  # type: ignore[no-untyped-def]
     )
 
 
-@pytest.mark.parametrize("reader", [Reader, TiffReader])
+@pytest.mark.parametrize("reader", [OpenSlideReader, TiffReader])
 def test_every_tile_of_every_level_holds_its_place(coordinate_slide: Path, reader: type[Reader]) -> None:
     """All tiles of the grid, both readers, cut from the footprint and read alone: each pixel tells the right coordinates."""
     with open_aligned(coordinate_slide, CONFIG) as slide:
         assert isinstance(slide.reader, TiffReader)
-        if reader is Reader:
-            object.__setattr__(slide, "reader", Reader(coordinate_slide))
+        if reader is OpenSlideReader:
+            object.__setattr__(slide, "reader", OpenSlideReader(coordinate_slide))
         table = all_tiles(slide)
         assert set(table["status"]) == {"ok", "edge"}
         footprint = lru_cache(slide.footprint)
@@ -101,28 +101,28 @@ SMOOTH = np.stack([np.mgrid[:900, :1000][1] / 4, np.mgrid[:900, :1000][0] / 4, n
 
 
 @pytest.mark.parametrize(
-    ("options", "fast"),
+    "options",
     [
-        ({"compression": "jpeg", "compressionargs": {"level": 95}}, True),
-        ({"compression": "jpeg", "compressionargs": {"level": 95}, "subsampling": (2, 2)}, True),
-        ({"compression": "jpeg", "compressionargs": {"level": 95, "outcolorspace": "rgb"}}, True),
-        ({"compression": "lzw"}, True),
-        ({"compression": None}, True),
-        ({"compression": "deflate", "predictor": True}, True),
-        ({"compression": "deflate", "planarconfig": "separate"}, False),
+        {"compression": "jpeg", "compressionargs": {"level": 95}},
+        {"compression": "jpeg", "compressionargs": {"level": 95}, "subsampling": (2, 2)},
+        {"compression": "jpeg", "compressionargs": {"level": 95, "outcolorspace": "rgb"}},
+        {"compression": "lzw"},
+        {"compression": None},
+        {"compression": "deflate", "predictor": True},
+        {"compression": "deflate", "planarconfig": "separate"},
     ],
 )
-def test_the_fast_reader_agrees_with_openslide(tmp_path: Path, options: dict[str, object], fast: bool) -> None:
-    """RGB and YCbCr JPEG, with and without subsampled chroma, and lossless codecs; what it cannot read, OpenSlide does."""
+def test_the_fast_reader_agrees_with_openslide(tmp_path: Path, options: dict[str, object]) -> None:
+    """RGB and YCbCr JPEG, with and without subsampled chroma, and lossless codecs, and samples in separate planes."""
     pixels = SMOOTH.astype(np.uint8)
     stored = pixels
     if options.get("planarconfig") == "separate":
         stored = np.moveaxis(pixels, -1, 0)
     write_tiff(tmp_path / "s.tiff", [stored], 0.25, **options)
     slide = open_slide(tmp_path / "s.tiff")
-    assert isinstance(slide, TiffReader) is fast
+    assert isinstance(slide, TiffReader)
     for rectangle in [(0, 0, 300, 200), (777, 600, 400, 400), (-50, -20, 100, 100), (2000, 2000, 8, 8)]:
-        a, b = slide.read(0, *rectangle), Reader(tmp_path / "s.tiff").read(0, *rectangle)
+        a, b = slide.read(0, *rectangle), OpenSlideReader(tmp_path / "s.tiff").read(0, *rectangle)
         assert np.abs(a.astype(int) - b).max() <= 2, rectangle
     assert np.abs(slide.read(0, 0, 0, 200, 200).astype(int) - pixels[:200, :200]).mean() < 6
 
@@ -149,8 +149,8 @@ def test_faults_are_named(tmp_path: Path) -> None:
     write_tiff(tmp_path / "short.tiff", [np.arange(3_000_000, dtype=np.uint8).reshape(1000, 1000, 3)], mpp=0.25)
     whole = (tmp_path / "short.tiff").read_bytes()
     (tmp_path / "short.tiff").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MadError, match="is the file whole"):
-        open_slide(tmp_path / "short.tiff")
+    with pytest.raises(ReadError, match="cut short"):
+        open_slide(tmp_path / "short.tiff").read(0, 0, 0, 1000, 1000)
     write_tiff(tmp_path / "noscale.tiff", [np.zeros((600, 600, 3), np.uint8)], mpp=None)
     with pytest.raises(MadError, match="`mpp` column"):
         open_aligned(tmp_path / "noscale.tiff", CONFIG)
@@ -172,7 +172,7 @@ def end_early(data: bytes) -> bytes:
 @pytest.mark.parametrize("codec", [{"compression": "deflate"}, {"compression": "jpeg"}])
 @pytest.mark.parametrize(
     ("reader", "damage"),  # OpenSlide itself lets some JPEG streams pass whose second half is wiped
-    [(Reader, wipe), (TiffReader, wipe), (TiffReader, wipe_second_half), (TiffReader, end_early)],
+    [(OpenSlideReader, wipe), (TiffReader, wipe), (TiffReader, wipe_second_half), (TiffReader, end_early)],
 )
 def test_damaged_pixels_are_an_error_never_white_and_the_rest_still_reads(
     tmp_path: Path, reader: type[Reader], codec: dict[str, str], damage: Callable[[bytes], bytes]
@@ -184,7 +184,7 @@ def test_damaged_pixels_are_an_error_never_white_and_the_rest_still_reads(
         offset, size = file.pages[0].dataoffsets[5], file.pages[0].databytecounts[5]  # tile row 1, column 1
     data = path.read_bytes()
     path.write_bytes(data[:offset] + damage(data[offset : offset + size]) + data[offset + size :])
-    slide = open_slide(path) if reader is TiffReader else Reader(path)
+    slide = open_slide(path) if reader is TiffReader else OpenSlideReader(path)
     assert type(slide) is reader
     with pytest.raises(ReadError, match=r"level 0, 100 x 100 px at \(300, 300\)"):
         slide.read(0, 300, 300, 100, 100)

@@ -9,6 +9,7 @@ import pytest
 from conftest import write_tiff
 from PIL import ImageCms
 from rich.console import Console
+from slide_files import LEVELS, write_aperio, write_dicom, write_jpeg_2000, write_ome
 from typer.testing import CliRunner
 
 from mad.cli import app
@@ -44,7 +45,7 @@ def test_a_40x_pyramid_is_native_at_every_level(coordinate_slide: Path) -> None:
     assert (found["vendor"], found["reader"], found["compression"]) == ("generic-tiff", "TiffReader", "DEFLATE")
     assert (found["dimensions"], found["bounds"]) == ([2000, 1900], [0, 0, 2000, 1900])
     assert (found["storage_tile"], found["icc_profile_bytes"]) == ([256, 256], None)
-    assert found["mpp"] == pytest.approx(0.25) and found["mpp_source"] == "vendor property"
+    assert found["mpp"] == pytest.approx(0.25) and found["mpp_source"] == "TIFF resolution"
     assert [level["mpp"] for level in found["levels"]] == pytest.approx([0.25, 1, 4], rel=5e-3)
     rows = found["magnifications"]
     assert [(row["magnification"], row["level"], row["native"]) for row in rows] == [
@@ -106,6 +107,35 @@ def test_an_icc_profile_is_told(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     write_tiff(tmp_path / "icc.tiff", [GREY], mpp=0.25, iccprofile=profile)
     assert describe(tmp_path / "icc.tiff", CONFIG)["icc_profile_bytes"] == len(profile)
+
+
+def test_formats_tell_reader_codec_scale_and_profile(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    write_ome(tmp_path / "a.ome.tif", LEVELS, compression="webp", iccprofile=profile)
+    write_aperio(tmp_path / "b.svs")
+    write_jpeg_2000(tmp_path / "c.svs", 33005)
+    write_dicom(tmp_path, LEVELS, "1.2.840.10008.1.2.4.90", icc=profile)
+    found = [describe(tmp_path / name, CONFIG) for name in ("a.ome.tif", "b.svs", "c.svs", "0.dcm")]
+    assert [(f["vendor"], f["reader"], f["compression"], f["mpp_source"]) for f in found] == [
+        ("ome-tiff", "TiffReader", "WEBP", "OME-XML"),
+        ("aperio", "TiffReader", "DEFLATE", "vendor property"),
+        ("aperio", "OpenSlideReader", "APERIO_JP2000_RGB", "vendor property"),
+        ("dicom", "OpenSlideReader", "ISO_15444_1", "vendor property"),
+    ]
+    assert [f["icc"].split(" (")[0] for f in found] == ["kept", "none", "none", "kept"]
+    assert describe(tmp_path / "0.dcm", CONFIG.model_copy(update={"icc": "apply"}))["icc"].startswith("applied to sRGB")
+    console = Console(width=140, record=True, file=io.StringIO())
+    for facts in found:
+        console.print(*render(facts), sep="\n")
+    text = console.export_text()
+    for part in (
+        "ome-tiff, read by TiffReader",
+        "compression WEBP",
+        "(OME-XML)",
+        "kept (sRGB",
+        "dicom, read by OpenSlideReader",
+    ):
+        assert part in text
 
 
 def test_what_contradicts_the_file_is_warned_of(single: Path) -> None:

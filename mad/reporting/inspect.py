@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from mad.config.model import TileConfig
 from mad.files import MadError, Pathlike
-from mad.slides.readers import Reader, open_slide
+from mad.slides.readers import Reader, TiffReader, open_slide
 from mad.slides.scale import Scale, read_scale
 from mad.tiles.aligned import AlignedSlide, open_aligned
 
@@ -35,7 +34,7 @@ def describe(path: Pathlike, tile_config: TileConfig, mpp: float | None = None) 
     Raises:
         MadError: the file is missing or no slide.
     """
-    reader = open_slide(path)
+    reader = open_slide(path, tile_config.icc)
     try:
         facts = _facts(reader)
         scale = read_scale(reader.properties, mpp, str(path))
@@ -69,8 +68,6 @@ def _facts(reader: Reader) -> dict[str, Any]:
         {"width": width, "height": height, "downsample": float(downsample)}
         for (width, height), downsample in zip(reader.level_dimensions, reader.level_downsamples, strict=True)
     ]
-    icc = properties.get("openslide.icc-size")
-    sides = [properties.get(f"openslide.level[0].tile-{name}") for name in ("width", "height")]
     return {
         "path": str(reader.path),
         "vendor": properties.get("openslide.vendor"),
@@ -78,19 +75,30 @@ def _facts(reader: Reader) -> dict[str, Any]:
         "dimensions": list(reader.level_dimensions[0]),
         "levels": levels,
         "bounds": list(reader.bounds),
-        "icc_profile_bytes": int(icc) if icc else None,
-        "compression": _compression(reader.path, reader.level_dimensions[0]),
-        "storage_tile": [int(side) for side in sides if side] if all(sides) else None,
+        "icc": reader.icc,
+        "icc_profile_bytes": len(reader.profile) if reader.profile else None,
+        "compression": _compression(reader),
+        "storage_tile": _storage_tile(reader),
     }
 
 
-def _compression(path: Path, dimensions: tuple[int, int]) -> str | None:
-    """The TIFF compression of level 0; None where the file is no TIFF."""
+def _storage_tile(reader: Reader) -> list[int] | None:
+    """(width, height) of the pieces that level 0 is stored in; None where it is not told."""
+    if isinstance(reader, TiffReader):
+        return [reader.levels[0].tile_width, reader.levels[0].tile_height]
+    sides = [reader.properties.get(f"openslide.level[0].tile-{name}") for name in ("width", "height")]
+    return [int(side) for side in sides if side] if all(sides) else None
+
+
+def _compression(reader: Reader) -> str | None:
+    """The compression of level 0: TIFF's name, or DICOM's; None where the file tells neither."""
+    if dicom := reader.properties.get("dicom.LossyImageCompressionMethod"):
+        return dicom
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(reader.path) as file:
             pages: list[Any] = list(file.pages)
             for page in pages:
-                if (page.imagewidth, page.imagelength) == dimensions:
+                if (page.imagewidth, page.imagelength) == reader.level_dimensions[0]:
                     return tifffile.COMPRESSION(page.compression).name
     except Exception:  # tifffile fails in many ways on what is no TIFF; OpenSlide has opened the slide
         return None
@@ -165,13 +173,13 @@ def render(facts: dict[str, Any]) -> list[Table | Text]:
 
 def _summary(facts: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
-    icc, tile = facts["icc_profile_bytes"], facts["storage_tile"]
-    storage = f"{facts['compression'] or 'not told'}, {f'tiles of {_size(tile)} px' if tile else 'no tiles'}"
+    tile = facts["storage_tile"]
+    storage = f"{facts['compression'] or 'not told'}, {f'pieces of {_size(tile)} px' if tile else 'pieces not told'}"
     lines = {
         "vendor": f"{facts['vendor']}, read by {facts['reader']}",
         "level 0": f"{_size(facts['dimensions'])} px, compression {storage}",
         "bounds": "{2} x {3} px at ({0}, {1})".format(*facts["bounds"]),
-        "ICC profile": f"{icc} bytes" if icc else "none",
+        "ICC profile": facts["icc"],
         "um/px": f"{facts['mpp']:.4g} ({facts['mpp_source']})" if facts["mpp"] else "unknown; --mpp tries one",
     }
     if facts["warning"]:

@@ -6,14 +6,27 @@ a label. The scale of a slide is never guessed: a slide without one fails with a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mad.files import MadError
 
 MICRONS_PER_UNIT = {"centimeter": 10_000.0, "inch": 25_400.0}
+MICRONS_PER_OME_UNIT = {
+    **dict.fromkeys(("µm", "\u03bcm", "um"), 1.0),  # micro sign, Greek mu
+    **{"pm": 1e-6, "Å": 1e-4, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6},
+    **{"thou": 25.4, "in": 25_400.0, "inch": 25_400.0, "pt": 25_400 / 72},
+}
+"""OME-XML's UnitsLength; "pixel" and "reference frame" are no lengths. None given is um by its schema."""
+MIN_MPP, MAX_MPP = 0.02, 20.0
+AGREES = 0.1
+SQUARE, NEARLY_SQUARE = 0.01, 0.05
 SAME_DOWNSAMPLE = 0.005  # scanners print 3.9999 or 4.0012 for 4: the level's size was rounded, its pixels are 4x
+
+
+Source = Literal["cohort sheet", "vendor property", "OME-XML", "TIFF resolution"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +34,7 @@ class Scale:
     """um/px of level 0 and where it was read."""
 
     mpp: float
-    source: Literal["cohort sheet", "vendor property", "TIFF resolution"]
+    source: Source
     warning: str | None = None
 
 
@@ -40,6 +53,11 @@ class LevelPlan:
     native: bool
     available: bool
 
+    @property
+    def pyramid(self) -> Literal["scanner", "area"]:
+        """Whose pyramid the pixels come from: a level that the scanner wrote, or area averages of level 0 made here."""
+        return "scanner" if self.native or self.level > 0 else "area"
+
 
 @dataclass(frozen=True)
 class ScalePlan:
@@ -52,40 +70,86 @@ class ScalePlan:
 
 
 def read_scale(properties: Mapping[str, str], sheet_mpp: float | None, slide: str) -> Scale:
-    """The scale of a slide: the cohort sheet's word, else the vendor property `openslide.mpp-x/y`, else the TIFF tags.
+    """The scale of a slide: the cohort sheet's word, else what the file says.
+
+    Of the file, the first that is a physical scale (`MIN_MPP` to `MAX_MPP` on both axes): the vendor property
+    `openslide.mpp-x/y`, OME-XML's PhysicalSizeX/Y, the TIFF resolution. Nominal magnifications are never used. The scale is
+    the geometric mean of both axes, which keeps areas. Pixels whose sides differ by more than `SQUARE` are warned of, by
+    more than `NEARLY_SQUARE` refused: shapes would be distorted, and differently at every angle. The sheet's word overrides
+    both, with a warning, and one where the file's scale is off it by more than `AGREES`.
 
     Raises:
-        MadError: there is none, or it is no physical scale.
+        MadError: there is none, it is no physical scale, or the pixels are not square.
     """
-    vendor = _mpp(properties, "openslide.mpp-x", "openslide.mpp-y")
-    source: Literal["vendor property", "TIFF resolution"] = "vendor property"
-    if vendor is None:
-        unit = MICRONS_PER_UNIT.get(properties.get("tiff.ResolutionUnit", "").lower())
-        per_unit = _mpp(properties, "tiff.XResolution", "tiff.YResolution")
-        vendor = unit / per_unit if unit and per_unit else None
-        source = "TIFF resolution"
-    if vendor is not None and not 0.02 <= vendor <= 20:
-        vendor = None  # 72 dpi and the like: a default of the writing program, no measurement
+    found, absurd = None, []
+    for source, x, y in _told(properties):
+        if _is_physical(x) and _is_physical(y):
+            found = Scale(math.sqrt(x * y), source), max(x, y) / min(x, y), f"{x:.4g} x {y:.4g} um"
+            break
+        absurd.append(f"{source} {x:.4g} x {y:.4g} um/px")
     if sheet_mpp is not None:
-        warning = None
-        if vendor is not None and abs(vendor / sheet_mpp - 1) > 0.1:
-            warning = f"the cohort sheet says {sheet_mpp:g} um/px, the file's {source} {vendor:.4g}; the sheet wins"
-        return Scale(sheet_mpp, "cohort sheet", warning)
-    if vendor is None:
+        if not _is_physical(sheet_mpp):
+            raise MadError(
+                f"{slide}: the cohort sheet says {sheet_mpp:g} um/px; `mpp` must be {MIN_MPP:g} to {MAX_MPP:g}"
+            )
+        return Scale(sheet_mpp, "cohort sheet", _disagreement(sheet_mpp, found))
+    if found is None:
+        what = f"no physical scale, only {', '.join(absurd)}" if absurd else "no um/px"
         raise MadError(
-            f"{slide}: the file tells no um/px (neither openslide.mpp-x nor a physical TIFF resolution); "
+            f"{slide}: the file tells {what} (looked for: vendor property, OME-XML, TIFF resolution); "
             "give it in the `mpp` column of the cohort sheet"
         )
-    return Scale(vendor, source)
+    scale, ratio, pixel = found
+    if ratio > 1 + NEARLY_SQUARE:
+        raise MadError(
+            f"{slide}: its pixels are {pixel} by its {scale.source}, not square; scan or export it anew, or, where they are "
+            "square in truth, give their side in the `mpp` column of the cohort sheet"
+        )
+    if ratio > 1 + SQUARE:
+        warning = f"pixels are {pixel} by the file's {scale.source}; taken as squares of {scale.mpp:.4g} um"
+        return replace(scale, warning=warning)
+    return scale
 
 
-def _mpp(properties: Mapping[str, str], x: str, y: str) -> float | None:
-    """Mean of two numeric properties; None where either is missing or no positive number."""
+def _disagreement(sheet_mpp: float, found: tuple[Scale, float, str] | None) -> str | None:
+    """Where the file contradicts the cohort sheet, a warning."""
+    if found is None:
+        return None
+    scale, ratio, pixel = found
+    faults = []
+    if abs(scale.mpp / sheet_mpp - 1) > AGREES:
+        faults.append(f"the cohort sheet says {sheet_mpp:g} um/px, the file's {scale.source} {scale.mpp:.4g}")
+    if ratio > 1 + SQUARE:
+        faults.append(f"pixels are {pixel} by the file's {scale.source}, squares by the cohort sheet")
+    return f"{'; '.join(faults)}; the sheet wins" if faults else None
+
+
+def _told(properties: Mapping[str, str]) -> Iterator[tuple[Source, float, float]]:
+    """What a file tells of its scale: (source, um/px along x, along y), most trusted first; physical or not."""
+    x, y = (_number(properties, f"openslide.mpp-{axis}") for axis in "xy")
+    if x is not None and y is not None:
+        yield "vendor property", x, y
+    x, y = (_number(properties, f"ome.PhysicalSize{axis}") for axis in "XY")
+    unit_x, unit_y = (MICRONS_PER_OME_UNIT.get(properties.get(f"ome.PhysicalSize{axis}Unit", "µm")) for axis in "XY")
+    if x is not None and y is not None and unit_x and unit_y:
+        yield "OME-XML", x * unit_x, y * unit_y
+    x, y = (_number(properties, f"tiff.{axis}Resolution") for axis in "XY")
+    unit = MICRONS_PER_UNIT.get(properties.get("tiff.ResolutionUnit", "").lower())
+    if x and y and unit:
+        yield "TIFF resolution", unit / x, unit / y
+
+
+def _number(properties: Mapping[str, str], name: str) -> float | None:
+    """A numeric property, decimal comma or point; None where it is missing or no number."""
     try:
-        values = [float(properties[x]), float(properties[y])]
+        return float(properties[name].replace(",", "."))
     except (KeyError, ValueError):
         return None
-    return sum(values) / 2 if min(values) > 0 else None
+
+
+def _is_physical(mpp: float) -> bool:
+    """Whether um/px may be a microscope's: 72 dpi and the like are a default of the writing program, no measurement."""
+    return MIN_MPP <= mpp <= MAX_MPP
 
 
 def plan_scale(
@@ -101,15 +165,18 @@ def plan_scale(
 ) -> ScalePlan:
     """Which slide level gives which magnification, and the side of a finest tile in level-0 pixels.
 
-    A slide within `tolerance` of the finest wanted um/px keeps its own pixel grid: the finest magnification is level 0 and
-    the others its exact integer downsamples. Any other slide is laid on a grid in micrometres.
+    A slide keeps its own pixel grid where a whole number of its pixels makes one of the finest magnification within
+    `tolerance`: 1 for a 40x scan on a ladder that ends at 40x, 2 for an 80x scan, or for a 40x scan on one that ends at 20x.
+    The coarser magnifications are then exact integer downsamples. Any other slide is laid on a grid in micrometres.
 
     Raises:
         MadError: a magnification is finer than the slide and `on_missing` is "fail".
     """
     finest_mpp = 10 / magnifications[-1]
-    keeps = abs(mpp / finest_mpp - 1) <= tolerance
-    unit = 1.0 if keeps else finest_mpp / mpp  # level-0 pixels per pixel of the finest magnification
+    unit = max(1.0, round(finest_mpp / mpp))  # level-0 pixels per pixel of the finest magnification
+    keeps = abs(unit * mpp / finest_mpp - 1) <= tolerance
+    if not keeps:
+        unit = finest_mpp / mpp
     levels = []
     for magnification in magnifications:
         downsample = unit * magnifications[-1] / magnification

@@ -11,7 +11,7 @@ from mad.config.model import TileConfig
 from mad.files import Pathlike
 from mad.progress import log
 from mad.slides.readers import Reader, ReadError, open_slide
-from mad.slides.scale import Scale, ScalePlan, plan_scale, read_scale
+from mad.slides.scale import LevelPlan, Scale, ScalePlan, plan_scale, read_scale
 from mad.tiles.pyramid import Grid, Index, Ladder
 
 
@@ -33,8 +33,22 @@ class AlignedSlide:
         Raises:
             ReadError: some of it cannot be decoded.
         """
-        side = self.tile_px * (self.grid.ladder.span(0) // self.grid.ladder.span(level))
-        return read_footprint(self.reader, self.plan, level, self.grid.rectangle(0, i, j), side)
+        return self.shrunk(level, self.source(level, i, j))
+
+    def source(self, level: int, i: int, j: int) -> np.ndarray:
+        """The slide's own pixels under the coarsest tile (i, j), of the slide level that ladder level `level` is read from.
+
+        Raises:
+            ReadError: some of it cannot be decoded.
+        """
+        return read_source(self.reader, self.plan.levels[level], self.grid.rectangle(0, i, j), self._side(level))
+
+    def shrunk(self, level: int, source: np.ndarray) -> np.ndarray:
+        """The footprint at ladder level `level` from its `source`."""
+        return resample(source, self._side(level))
+
+    def _side(self, level: int) -> int:
+        return self.tile_px * (self.grid.ladder.span(0) // self.grid.ladder.span(level))
 
     def tile(self, index: Index) -> np.ndarray:
         """RGB pixels [tile_px, tile_px, 3] of one tile, read alone.
@@ -43,7 +57,8 @@ class AlignedSlide:
             ReadError: they cannot be decoded.
         """
         level, row, column = self.grid.ladder.position(index)
-        return read_footprint(self.reader, self.plan, level, self.grid.rectangle(level, row, column), self.tile_px)
+        rectangle = self.grid.rectangle(level, row, column)
+        return resample(read_source(self.reader, self.plan.levels[level], rectangle, self.tile_px), self.tile_px)
 
     def place(self, index: Index) -> tuple[slice, slice]:
         """Where a tile lies in its coarsest tile's `footprint`."""
@@ -60,23 +75,21 @@ class AlignedSlide:
 
 
 class Footprint:
-    """The pixels of one coarsest tile at each magnification, read once, when first asked for."""
+    """The tiles of one coarsest tile at every magnification; what several of them are made from is read once.
+
+    Native tiles are read one by one. The others are cut from the whole footprint, resampled at once: so their pixels do not
+    depend on which of them are asked for.
+    """
 
     def __init__(self, slide: AlignedSlide, i: int, j: int) -> None:
         self._slide, self._i, self._j = slide, i, j
+        self._sources: dict[int, np.ndarray] = {}
         self._pixels: dict[int, np.ndarray | None] = {}
 
     def tile(self, index: Index) -> np.ndarray | None:
-        """A tile's pixels; None where they cannot be decoded. Where the footprint is damaged, tiles are read one by one."""
+        """A tile's pixels; None where they cannot be decoded. Where a footprint is damaged, its tiles are read one by one."""
         level = len(index) - 2
-        try:
-            if level not in self._pixels:
-                self._pixels[level] = None
-                self._pixels[level] = self._slide.footprint(level, self._i, self._j)
-        except ReadError as error:
-            log(f"{error}; reading its tiles one by one")
-        whole = self._pixels[level]
-        if whole is not None:
+        if not self._slide.plan.levels[level].native and (whole := self._whole(level)) is not None:
             return np.ascontiguousarray(whole[self._slide.place(index)])
         try:
             return self._slide.tile(index)
@@ -84,23 +97,39 @@ class Footprint:
             log(f"unreadable: {error}")
             return None
 
+    def _whole(self, level: int) -> np.ndarray | None:
+        if level not in self._pixels:
+            self._pixels[level] = None
+            slide_level = self._slide.plan.levels[level].level
+            try:
+                if slide_level not in self._sources:
+                    self._sources[slide_level] = self._slide.source(level, self._i, self._j)
+                self._pixels[level] = self._slide.shrunk(level, self._sources[slide_level])
+            except ReadError as error:
+                log(f"{error}; reading its tiles one by one")
+        return self._pixels[level]
 
-def read_footprint(
-    reader: Reader, plan: ScalePlan, number: int, rectangle: tuple[int, int, int, int], side_px: int
-) -> np.ndarray:
-    """The pixels of one coarsest tile at magnification `number` of the plan: RGB [side_px, side_px, 3].
 
-    `rectangle` is (x, y, width, height) in level-0 pixels. Native pixels are copied; others are shrunk from the next finer
-    level by area averaging (or enlarged by Lanczos interpolation where the plan says so).
+def read_source(reader: Reader, level: LevelPlan, rectangle: tuple[int, int, int, int], side_px: int) -> np.ndarray:
+    """RGB pixels of the slide level that `level` is read from, under `rectangle` = (x, y, width, height) in level-0 pixels.
+
+    Native pixels come as a square of `side_px`, which is what they make; others in their own number.
+
+    Raises:
+        ReadError: they cannot be decoded.
     """
-    level = plan.levels[number]
     x, y, width, height = rectangle
     scale = level.level_downsample
     left, top = round(x / scale), round(y / scale)
     if level.native:
         return reader.read(level.level, left, top, side_px, side_px)
-    right, bottom = round((x + width) / scale), round((y + height) / scale)
-    pixels = reader.read(level.level, left, top, right - left, bottom - top)
+    return reader.read(level.level, left, top, round((x + width) / scale) - left, round((y + height) / scale) - top)
+
+
+def resample(pixels: np.ndarray, side_px: int) -> np.ndarray:
+    """RGB [side_px, side_px, 3]: shrunk by area averaging, or enlarged by Lanczos interpolation."""
+    if pixels.shape[:2] == (side_px, side_px):
+        return pixels
     shrinks = pixels.shape[0] >= side_px
     return cv2.resize(pixels, (side_px, side_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
 
@@ -111,7 +140,7 @@ def open_aligned(path: Pathlike, config: TileConfig, mpp: float | None = None) -
     Raises:
         MadError: the file is no slide, or its scale is unknown or does not fit.
     """
-    reader = open_slide(path)
+    reader = open_slide(path, config.icc)
     try:
         scale = read_scale(reader.properties, mpp, str(path))
         plan = plan_scale(

@@ -1,45 +1,56 @@
-"""The interface of every reader, and OpenSlide behind it."""
+"""The interface of every reader: levels, properties, and RGB pixels of a rectangle or of the whole slide."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
-import openslide
 
-from mad.files import MadError, Pathlike
+from mad.files import MadError
+from mad.slides.icc import describe_profile, to_srgb
+
+IccChoice = Literal["keep", "apply"]
 
 
 class ReadError(MadError):
     """Some pixels of a slide could not be decoded."""
 
 
-class Reader:
+class Reader(ABC):
     """An open slide.
 
-    `level_dimensions` are (width, height), `level_downsamples` the levels' true downsamples, `read` gives RGB uint8 arrays
-    of shape [height, width, 3].
+    `level_dimensions` are (width, height); `level_downsamples` what the file says, else the mean of both axes' ratios, never
+    rounded; `read` gives RGB uint8 arrays of shape [height, width, 3]. `profile` is the slide's ICC profile; `icc` tells what
+    becomes of it: "none", "kept (NAME)" (the pixels as they are stored) or "applied to sRGB (NAME)".
     """
 
-    def __init__(self, path: Pathlike) -> None:
-        self.path = Path(path)
-        if not self.path.exists():
-            raise MadError(f"{self.path}: no such slide; mend its `path` in the cohort sheet")
-        self._slide = self._open()
-        self.properties: Mapping[str, str] = dict(self._slide.properties)
-        self.level_dimensions: list[tuple[int, int]] = list(self._slide.level_dimensions)
-        self.level_downsamples: list[float] = list(self._slide.level_downsamples)
-
-    def _open(self) -> openslide.OpenSlide:
-        try:
-            return openslide.OpenSlide(self.path)
-        except openslide.OpenSlideError as error:
-            raise MadError(
-                f"{self.path}: no slide that can be read ({error}); is the file whole, and of a whole-slide format?"
-            ) from None
+    def __init__(
+        self,
+        path: Path,
+        *,
+        properties: Mapping[str, str],
+        level_dimensions: Sequence[tuple[int, int]],
+        level_downsamples: Sequence[float] | None = None,
+        profile: bytes | None,
+        icc: IccChoice,
+    ) -> None:
+        self.path = path
+        self.properties = properties
+        self.level_dimensions = list(level_dimensions)
+        width, height = self.level_dimensions[0]
+        self.level_downsamples = list(
+            level_downsamples or [(width / w + height / h) / 2 for w, h in self.level_dimensions]
+        )
+        self.profile = profile
+        self.icc = "none"
+        self._convert = to_srgb(profile, str(path)) if profile and icc == "apply" else None
+        if profile:
+            self.icc = f"{'applied to sRGB' if self._convert else 'kept'} ({describe_profile(profile)})"
 
     @property
     def level_count(self) -> int:
@@ -63,25 +74,19 @@ class Reader:
         left, top = max(x, 0), max(y, 0)
         right, bottom = min(x + width, level_width), min(y + height, level_height)
         if (left, top, right, bottom) == (x, y, x + width, y + height):
-            return self._decode(level, x, y, width, height)
+            return self._pixels(level, x, y, width, height)
         out = np.full((height, width, 3), 255, np.uint8)
         if right > left and bottom > top:
-            out[top - y : bottom - y, left - x : right - x] = self._decode(level, left, top, right - left, bottom - top)
+            out[top - y : bottom - y, left - x : right - x] = self._pixels(level, left, top, right - left, bottom - top)
         return out
 
+    @abstractmethod
     def _decode(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        downsample = self.level_downsamples[level]
-        try:
-            rgba = np.asarray(
-                self._slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
-            )
-        except openslide.OpenSlideError as error:
-            self._slide = self._open()  # an OpenSlide handle latches its first error
-            raise ReadError(f"{self.path}: level {level}, {width} x {height} px at ({x}, {y}): {error}") from None
-        if rgba[..., 3].min() == 255:
-            return np.ascontiguousarray(rgba[..., :3])
-        alpha = rgba[..., 3:].astype(np.uint16)
-        return ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        """RGB pixels, as they are stored, of a rectangle that lies inside the level."""
+
+    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        pixels = self._decode(level, x, y, width, height)
+        return self._convert(pixels) if self._convert else pixels
 
     def overview(
         self, downsample: float, rows: int, columns: int, *, left: int = 0, top: int = 0, strip_px: int = 2048
@@ -122,8 +127,9 @@ class Reader:
             )
         return out
 
+    @abstractmethod
     def close(self) -> None:
-        self._slide.close()
+        """Give the file back."""
 
     def __enter__(self) -> Reader:
         return self

@@ -1,0 +1,79 @@
+"""Odd pyramids and ladders: the plan of any slide is exact, and says what it is made from."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mad.slides.scale import SAME_DOWNSAMPLE, ScalePlan, plan_scale
+
+LADDERS = [(2.5, 10.0, 40.0), (5.0, 20.0), (5.0, 10.0, 20.0), (1.25, 10.0), (40.0,)]
+PYRAMIDS = [[1.0], [1.0, 2.0, 4.0, 8.0], [1.0, 4.0, 16.0], [1.0, 3.9999, 16.0012], [1.0, 4.0012, 15.9988, 32.01]]
+
+
+def plan(mpp: float, downsamples: list[float], ladder: tuple[float, ...] = LADDERS[0], **options: object) -> ScalePlan:
+    given = {"mpp": mpp, "level_downsamples": downsamples, "magnifications": ladder, "tile_px": 224}
+    return plan_scale(**given, **options)  # type: ignore[arg-type]
+
+
+def sources(result: ScalePlan) -> list[tuple[int, bool, str]]:
+    return [(level.level, level.native, level.pyramid) for level in result.levels]
+
+
+@pytest.mark.parametrize(
+    ("mpp", "downsamples", "ladder", "finest_px", "expected"),
+    [
+        # 80x: two of its pixels make one at 40x; no level is its own 40x, so that is averaged from level 0
+        (0.125, [1.0, 4.0, 16.0], (2.5, 10.0, 40.0), 448, [(2, False, "scanner"), (1, False, "scanner"), (0, False, "area")]),
+        # 80x with a level at 2: native from there on
+        (0.125, [1.0, 2.0, 8.0, 32.0], (2.5, 10.0, 40.0), 448, [(3, True, "scanner"), (2, True, "scanner"), (1, True, "scanner")]),
+        # 40x on the ladder of XMAG
+        (0.2524, [1.0, 4.0, 16.0], (5.0, 20.0), 448, [(1, False, "scanner"), (0, False, "area")]),
+        (0.2524, [1.0, 2.0, 4.0, 8.0], (5.0, 10.0, 20.0), 448, [(3, True, "scanner"), (2, True, "scanner"), (1, True, "scanner")]),
+        # 20x on a ladder that ends at 20x
+        (0.499, [1.0, 3.9999], (5.0, 20.0), 224, [(1, True, "scanner"), (0, True, "scanner")]),
+    ],
+)  # fmt: skip
+def test_slides_that_keep_their_own_grid(
+    mpp: float, downsamples: list[float], ladder: tuple[float, ...], finest_px: int, expected: list[tuple]
+) -> None:
+    result = plan(mpp, downsamples, ladder)
+    assert result.keeps_pixel_grid and result.finest_px == finest_px
+    assert sources(result) == expected
+
+
+@pytest.mark.parametrize("mpp", [0.357, 0.499, 0.6, 1.0])
+def test_28x_20x_and_coarser_scans_lie_on_a_grid_in_micrometres(mpp: float) -> None:
+    result = plan(mpp, [1.0, 4.0, 16.0])
+    assert not result.keeps_pixel_grid
+    assert result.finest_px * mpp == pytest.approx(224 * 0.25)
+    assert not any(level.native for level in result.levels)
+    assert [level.available for level in result.levels] == [10 / m >= mpp * 0.88 for m in LADDERS[0]]
+
+
+def test_area_never_reads_a_level_of_the_scanner() -> None:
+    result = plan(0.25, [1.0, 4.0, 16.0], pyramid="area")
+    assert sources(result) == [(0, False, "area"), (0, False, "area"), (0, True, "scanner")]
+
+
+@given(st.floats(0.1, 1.2), st.sampled_from(PYRAMIDS), st.sampled_from(LADDERS), st.sampled_from(["scanner", "area"]))
+def test_every_plan_is_sound(mpp: float, downsamples: list[float], ladder: tuple[float, ...], pyramid: str) -> None:
+    result = plan(mpp, downsamples, ladder, pyramid=pyramid)
+    finest_mpp = 10 / ladder[-1]
+    for magnification, level in zip(ladder, result.levels, strict=True):
+        got = mpp * level.downsample
+        assert abs(got * magnification / 10 - 1) <= (0.12 if result.keeps_pixel_grid else 1e-9)
+        assert level.downsample == pytest.approx(result.levels[-1].downsample * ladder[-1] / magnification, rel=1e-12)
+        assert downsamples[level.level] <= max(
+            level.downsample * (1 + SAME_DOWNSAMPLE), 1.0
+        )  # never enlarged from coarser
+        if level.native:
+            assert abs(downsamples[level.level] / level.downsample - 1) <= SAME_DOWNSAMPLE
+        if pyramid == "area":
+            assert level.level == 0
+    if result.keeps_pixel_grid:
+        assert result.finest_px == int(result.finest_px) >= 224
+        assert all(level.available for level in result.levels)
+    else:
+        assert math.isclose(result.finest_px * mpp, 224 * finest_mpp)
