@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from mad.config import json_schema, load_config, parse_config
 from mad.files import MadError, to_json
@@ -26,10 +27,28 @@ def test_the_schema_is_the_models() -> None:
     "path", [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))], ids=lambda p: p.name
 )
 def test_shipped_configurations_are_right(path: Path) -> None:
-    base = yaml.safe_load((ROOT / "config.yaml").read_text())
-    override = yaml.safe_load(path.read_text())
-    config = parse_config({**base, **override})
-    assert path.name == "config.yaml" or config.results != "results"
+    """Over `config.yaml`, as Snakemake merges --configfile, and alone, as `mad config check` reads them."""
+    merged = yaml.safe_load((ROOT / "config.yaml").read_text())
+    update_config(merged, yaml.safe_load(path.read_text()))
+    for config in (parse_config(merged), load_config(path)):
+        assert path.name == "config.yaml" or config.results != "results"
+
+
+def test_the_paper_s_configuration_has_the_counts_of_its_table_2() -> None:
+    """Caps are Table 2's parents and standalone tiles times 50/61, the share of its training column."""
+    config = load_config(ROOT / "configs" / "paper.yaml")
+    pairs, alone = config.sample.max_pairs, config.sample.max_standalone
+    for name, coarse, fine, standalone in [
+        ("Gray Matter", 1263, 22460, 9434),
+        ("White Matter", 1283, 18442, 7913),
+        ("Leptomeninges", 1060, 12363, 5356),
+        ("Superficial Cortex", 786, 8367, 3661),
+        ("Background", 0, 0, 60149),
+    ]:
+        got = [0 if cap is None else cap.get(name, 0) for cap in (pairs["2.5x-10x"], pairs["10x-40x"])]
+        assert got == [round(coarse * 50 / 61), round(fine * 50 / 61)]
+        assert abs(sum(cap[name] for cap in alone.values()) - standalone * 50 / 61) <= 1
+    assert config.tile.magnifications == [2.5, 10, 40] and config.tile.tile_px == 224
 
 
 @pytest.mark.parametrize(

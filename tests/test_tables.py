@@ -9,7 +9,7 @@ import pytest
 
 from mad.reporting import published
 from mad.reporting.composition import table2
-from mad.reporting.qc import health_table, slide_table, time_table
+from mad.reporting.qc import health_table, time_table
 from mad.reporting.table import Block, Cell, Column, Row, Table
 from mad.reporting.tables import BLOCK_NOTE, table3, table4, table5
 
@@ -100,11 +100,32 @@ def test_table_2_counts_as_the_paper_and_as_tiles() -> None:
     assert (
         gray["unique"] == 2 * 16 - 2 + 2 + 15 + 1 + 1
     )  # children but two, both parents, the 2.5x parent's others, it, g0
-    assert rows["White Matter"]["2.5x-10x"] == "–" and rows["White Matter"]["total"] == 16
-    assert rows["Background"]["total"] == rows["Background"]["standalone"] == rows["Background"]["val"] == 1
+    assert rows["White Matter"]["2.5x-10x"] is None and rows["White Matter"]["total"] == 16
+    assert rows["Background"]["total"] == rows["Background"]["alone"] == rows["Background"]["val"] == 1
+    assert rows["Background"]["standalone"] is None and rows["Grand Total"]["standalone"] == 1
     assert rows["Grand Total"]["total"] == 65
     assert rows["Grand Total"]["unique"] == shard_rows()["tile_id"].nunique()
     assert "Unlabelled" not in rows and BLOCK_NOTE not in table.notes
+
+
+def test_table_2_is_printed_as_in_the_paper_and_ours_apart() -> None:
+    """Columns, order and words of the paper's Table 2; what it does not print is a block of its own."""
+    text = table2(
+        shard_rows(), classes=CLASSES, background="Background", ladder=[2.5, 10, 40], split_by="patient"
+    ).markdown()
+    lines = text.splitlines()
+    start = lines.index("## As in the paper") + 2
+    assert [line for line in lines[start : start + 6] if "---" not in line] == [
+        "| Tissue Class | Spatially-Aligned Pairs 2.5x → 10x | Spatially-Aligned Pairs 10x → 40x "
+        "| Standalone (2.5x, 10x, 40x) | Total Tiles | Data Split: Train | Data Split: Test |",
+        "| Gray Matter | 1 → 16 | 2 → 32 | 1 | 48 | 32 | 16 |",
+        "| White Matter | – | 1 → 16 | 0 | 16 | 16 | 0 |",
+        "| Background | – | – | – | 1 | 0 | 0 |",
+        "| Grand Total | – | – | 1 | 65 | 48 | 16 |",
+    ]
+    start = lines.index("## Beside it") + 2
+    assert lines[start] == "| Tissue Class | Data Split: Val | All standalone | Unique tiles |"
+    assert lines[start + 4] == "| Background | 1 | 1 | 4 |"
 
 
 def test_table_2_shows_unlabelled_and_unreadable_tiles_and_the_block_note() -> None:
@@ -169,17 +190,3 @@ def test_time_is_summed_by_stage() -> None:
     assert "| tile | 2 | 4.0 | 2.5 | – | 250 |" in text and "| train | 1 | 60.0 | 60.0 | – | – |" in text
     assert "| Sum | 3 | 64.0 |" in text
     assert "No benchmark files." in time_table(jobs.iloc[:0]).markdown()
-
-
-def test_slides_without_tiles_come_first() -> None:
-    slides = pd.DataFrame({"slide_id": ["S1", "S2"], "patient_id": ["P1", "P2"], "split": ["train", None]})
-    tiles = {"S1": pd.DataFrame({"tile_id": ["t", "u"], "status": ["ok", "blank"], "label": ["a", None]})}
-    shards = {"S1": pd.DataFrame({"tile_id": ["t", "v"], "status": ["ok", "unreadable"]})}
-    facts = {
-        "S1": {"mpp": 0.25, "mpp_source": "cohort sheet", "cause": None},
-        "S2": {"cause": "no slide that can be read"},
-    }
-    table = slide_table(slides, tiles, shards, facts)
-    assert [row.name for row in table.rows] == ["S2", "S1"]
-    assert "| S1 | P1 | train | 0.2500 | cohort sheet | 1 | 1 | 0 | 50 | 1 | 1 |" in table.markdown()
-    assert "1 slide(s) gave no tile: S2" in table.markdown() and "no slide that can be read |" in table.markdown()

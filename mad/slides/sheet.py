@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import io
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ SLIDE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 SPLITS = ("train", "val", "test")
 REQUIRED = ("slide_id", "path", "patient_id")
 KNOWN = (*REQUIRED, "annotation", "mpp", "split", "site", "scanner", "stain")
+Record = tuple[int, dict[str, str]]  # line of the sheet, cell by column
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def cohort_rows(config: Config) -> list[SlideRow]:
     records = sheet_rows(config.synthetic)
     if cohort.split_by == "block":
         records = [{**record, "split": ""} for record in records]
-    return check_rows(records, source="synthetic cohort", folder=folder, **options)
+    return check_rows(list(enumerate(records, start=2)), source="synthetic cohort", folder=folder, **options)
 
 
 def read_sheet(path: Pathlike, *, split_by: str, fractions: Mapping[str, float], seed: int) -> list[SlideRow]:
@@ -69,17 +73,67 @@ def read_sheet(path: Pathlike, *, split_by: str, fractions: Mapping[str, float],
         raise MadError(
             f"{path}: no such cohort sheet; set cohort.sheet to a tab-separated file with {', '.join(REQUIRED)}"
         )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        records = list(reader)
-        columns = reader.fieldnames or []
+    records, faults = _cells(path)
+    return check_rows(
+        records, faults, source=str(path), folder=path.parent, split_by=split_by, fractions=fractions, seed=seed
+    )
+
+
+def _cells(path: Path) -> tuple[list[Record], list[str]]:
+    """The lines of a sheet that hold anything, each with its number and its cells by column, and the faults of its form.
+
+    A byte order mark, Windows line ends, and the empty columns and rows that spreadsheets leave behind are no faults.
+
+    Raises:
+        MadError: the file is no table of the needed columns.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise MadError(f"{path}: is UTF-16 (a spreadsheet's 'Unicode text'); save it as UTF-8") from None
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise MadError(
+            f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}; Latin-1 perhaps); save it as UTF-8"
+        ) from None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise MadError(f"{path}: line {reader.line_num}: {error}; is a quotation mark left open?") from None
+    lines = [(number, cells) for number, cells in lines if any(cells)]
+    if not lines:
+        raise MadError(f"{path}: is empty; its first line names the columns: {', '.join(REQUIRED)}")
+    (head, columns), *rest = lines
+    mark = next((mark for mark in ",;" if len(columns) == 1 and mark in columns[0]), None)
+    if mark:
+        raise MadError(f"{path}: is separated by {mark!r}, not by tabs; save it as tab-separated text")
+    faults = [f"line {head}: column {name!r} occurs twice" for name, n in Counter(columns).items() if name and n > 1]
+    for name in columns:
+        plain = re.sub(r"[^a-z0-9]+", "_", name.lower())
+        if name not in KNOWN and plain in KNOWN:
+            faults.append(f"line {head}: column {name!r} is to be written {plain!r}")
+    if faults:
+        raise _refusal(str(path), faults)
     if missing := [name for name in REQUIRED if name not in columns]:
-        raise MadError(f"{path}: lacks the column(s) {missing}; it has {list(columns)} (are they separated by tabs?)")
-    return check_rows(records, source=str(path), folder=path.parent, split_by=split_by, fractions=fractions, seed=seed)
+        raise MadError(
+            f"{path}: lacks the column(s) {missing}; it has {[name for name in columns if name]} "
+            "(are they separated by tabs?)"
+        )
+    records = []
+    for number, cells in rest:
+        width = len(columns)
+        if any(cells[width:]) or any(cell for name, cell in zip(columns, cells, strict=False) if not name):
+            faults.append(f"line {number}: has a cell under no column; is there a tab too many?")
+        records.append(
+            (number, {name: cell for name, cell in zip_longest(columns, cells[:width], fillvalue="") if name})
+        )
+    return records, faults
 
 
 def check_rows(
-    records: list[dict[str, str]],
+    records: list[Record],
+    faults: Iterable[str] = (),
     *,
     source: str,
     folder: Path,
@@ -87,12 +141,10 @@ def check_rows(
     fractions: Mapping[str, float],
     seed: int,
 ) -> list[SlideRow]:
-    """Rows of a sheet as `SlideRow`s with their split; see `read_sheet`."""
-    faults: list[str] = []
-    rows = [_row(record, number, folder, faults) for number, record in enumerate(records, start=2)]
-    for slide_id, count in Counter(row.slide_id for row in rows).items():
-        if count > 1:
-            faults.append(f"slide_id {slide_id!r} occurs {count} times; ids are unique")
+    """Rows of a sheet as `SlideRow`s with their split, `faults` of its form added to theirs; see `read_sheet`."""
+    faults = list(faults)
+    rows = [_row(record, number, folder, faults) for number, record in records]
+    faults += _duplicates(rows)
     given = {row.split for row in rows if row.split}
     if split_by == "patient" and given and any(row.split is None for row in rows):
         faults.append("some slides have a split and some have none; fill the column in or empty it")
@@ -110,7 +162,7 @@ def check_rows(
     if not rows:
         faults.append("holds no slide")
     if faults:
-        raise MadError(f"{source}: {len(faults)} fault(s)\n" + "\n".join(f"  {fault}" for fault in faults))
+        raise _refusal(source, faults)
     if split_by == "block" or given:
         return rows
     drawn = [replace(row, split=draw_split(row.patient_id, fractions, seed)) for row in rows]
@@ -122,12 +174,46 @@ def check_rows(
     return drawn
 
 
+def _refusal(source: str, faults: list[str]) -> MadError:
+    return MadError(f"{source}: {len(faults)} fault(s)\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def _duplicates(rows: list[SlideRow]) -> list[str]:
+    """Ids and files that occur twice. Files are compared by where links lead: a slide under two ids would train and be tested."""
+    faults = []
+    by_id: dict[str, list[str]] = {}
+    by_file: dict[str, list[SlideRow]] = {}
+    for row in rows:
+        if row.slide_id:
+            by_id.setdefault(row.slide_id.lower(), []).append(row.slide_id)
+        if row.path:
+            by_file.setdefault(os.path.realpath(row.path), []).append(row)
+    for ids in by_id.values():
+        if len(set(ids)) < len(ids):
+            faults.append(f"slide_id {ids[0]!r} occurs {len(ids)} times; ids are unique")
+        elif len(ids) > 1:
+            faults.append(
+                f"slide_ids {sorted(ids)} differ in case alone: on Windows and macOS their files would be the same"
+            )
+    for path, same in by_file.items():
+        if len({row.slide_id for row in same}) > 1:
+            patients = sorted({row.patient_id for row in same})
+            faults.append(
+                f"slides {sorted(row.slide_id for row in same)} are one file ({path})"
+                + (f" of the patients {patients}" if len(patients) > 1 else "")
+                + "; keep one of them"
+            )
+    return faults
+
+
 def _row(record: Mapping[str, str], number: int, folder: Path, faults: list[str]) -> SlideRow:
     def cell(name: str) -> str | None:
         return (record.get(name) or "").strip() or None
 
     slide_id = cell("slide_id") or ""
-    if not SLIDE_ID.fullmatch(slide_id):
+    if not slide_id:
+        faults.append(f"line {number}: slide_id is empty")
+    elif not SLIDE_ID.fullmatch(slide_id):
         clean = re.sub(r"[^A-Za-z0-9_-]+", "-", slide_id).strip("-_")[:100] or f"slide{number - 1}"
         faults.append(f"line {number}: slide_id {slide_id!r} may hold only letters, digits, _ and - (try {clean!r})")
     for name in ("path", "patient_id"):
@@ -151,7 +237,7 @@ def _row(record: Mapping[str, str], number: int, folder: Path, faults: list[str]
     annotation = cell("annotation")
     return SlideRow(
         slide_id=slide_id,
-        path=str(folder / (cell("path") or "")),
+        path=str(folder / path) if (path := cell("path")) else "",
         patient_id=cell("patient_id") or "",
         annotation=str(folder / annotation) if annotation else None,
         mpp=mpp,
@@ -159,7 +245,7 @@ def _row(record: Mapping[str, str], number: int, folder: Path, faults: list[str]
         site=cell("site"),
         scanner=cell("scanner"),
         stain=cell("stain"),
-        targets={name: value or "" for name, value in record.items() if name not in KNOWN and isinstance(name, str)},
+        targets={name: value for name, value in record.items() if name not in KNOWN},
     )
 
 

@@ -18,8 +18,9 @@ def run(config: Config) -> None:
     records = []
     for row in cohort_rows(config):
         record = asdict(row)
-        records.append({**record, **record.pop("targets"), "split_by": config.cohort.split_by})
-    table = pd.DataFrame(records).drop(columns="targets")
+        targets = record.pop("targets")
+        records.append({**record, **targets, "split_by": config.cohort.split_by})
+    table = pd.DataFrame(records)
     text = [name for name in table.columns if name != "mpp"]
     table = table.astype({**dict.fromkeys(text, "string"), "mpp": "float64"})
     write_parquet(Path(config.results) / "cohort" / "slides.parquet", table)

@@ -1,58 +1,107 @@
 """Stage `sample`: pairs and standalone tiles of the whole cohort under the class caps, as one `sample/{slide}.parquet` each.
 
 The files are small and deterministic: a slide whose selection does not change gets the same bytes again, and stage `shard`
-leaves its pixels alone.
+leaves its pixels alone. Slides are read and written one by one, in several processes; between the two passes only row
+numbers and ranks are kept, some 20 bytes per sample that may still be selected.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from mad.config import Config
 from mad.files import MadError, read_parquet, write_parquet
 from mad.progress import log, track
-from mad.slides.sheet import cohort_rows
+from mad.slides.sheet import SlideRow, cohort_rows
 from mad.tiles.pyramid import Ladder
-from mad.tiles.sampling import candidates, expand, tile_splits, under_caps
+from mad.tiles.sampling import Caps, Limits, candidates, expand, tile_splits
 
-NEEDED = ["tile_id", "parent_id", "i", "j", "label", "status"]
+NEEDED = ["tile_id", "parent_id", "i", "j", "k", "m", "label", "status"]
+SLIDES_PER_PROCESS = 30  # about what one selects in the time that another process takes to start
 
 
 def run(config: Config) -> None:
-    """Select the tiles of every slide of the cohort."""
-    ladder = Ladder(tuple(config.tile.magnifications))
+    """Select the tiles of every slide of the cohort, in as many processes as OMP_NUM_THREADS (or the machine) grants."""
     rows = cohort_rows(config)
-    options = config.sample
+    limits = Limits(_caps(config))
+    counts: Counter[tuple[str, str]] = Counter()
+    with _mapping(len(rows)) as each:
+        parts = track(each(partial(_candidates, config), rows), "sample: rank", total=len(rows), unit="slides")
+        found = [limits.add(part) for part in parts]
+        chosen = ((row, limits.select(part)) for row, part in zip(rows, found, strict=True))
+        for count in track(each(partial(_write, config), chosen), "sample: write", total=len(rows), unit="slides"):
+            counts.update(count)
+    log("sample: " + ", ".join(f"{split} {kind} {n}" for (split, kind), n in sorted(counts.items())))
+
+
+@contextmanager
+def _mapping(num_slides: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """`map`, over processes where the cohort is large enough for them to pay."""
+    granted = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    processes = min(granted, num_slides // SLIDES_PER_PROCESS)
+    if processes < 2:
+        yield map
+        return
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _candidates(config: Config, row: SlideRow) -> pd.DataFrame:
+    """What may be selected from one slide."""
+    table = _table(config, row, NEEDED)
+    return candidates(
+        table.assign(split=tile_splits(table, config.cohort, row.split)),
+        _ladder(config),
+        seed=config.seed,
+        background=config.label.background,
+        background_pairs=config.sample.background_pairs,
+    )
+
+
+def _write(config: Config, chosen: tuple[SlideRow, pd.DataFrame]) -> Counter[tuple[str, str]]:
+    """Write one slide's selection; returns its samples per split and kind."""
+    row, selected = chosen
+    tile_ids = _table(config, row, ["tile_id"])["tile_id"]
+    table = expand(selected, tile_ids, _ladder(config))
+    write_parquet(Path(config.results) / "sample" / f"{row.slide_id}.parquet", table)
+    return Counter(zip(selected["split"], selected["kind"], strict=True))
+
+
+def _table(config: Config, row: SlideRow, columns: list[str]) -> pd.DataFrame:
+    return read_parquet(Path(config.results) / "tile" / f"{row.slide_id}.parquet", columns=columns)
+
+
+def _ladder(config: Config) -> Ladder:
+    return Ladder(tuple(config.tile.magnifications))
+
+
+def _caps(config: Config) -> Caps:
+    """The caps of `sample:`.
+
+    Raises:
+        MadError: they name a kind of sample or a class that there is not.
+    """
+    ladder, options = _ladder(config), config.sample
     caps = {**options.max_pairs, **options.max_standalone}
     kinds = [ladder.name(n) for n in range(len(ladder))] + [ladder.transition(n) for n in range(len(ladder) - 1)]
     if unknown := sorted(set(caps) - set(kinds)):
         raise MadError(
             f"sample.max_pairs / max_standalone name {unknown}; the ladder {ladder.magnifications} has {kinds}"
         )
-    found = []
-    for row in track(rows, "sample", unit="slides"):
-        table = _table(config, row.slide_id, row.split)
-        found.append(
-            candidates(
-                table,
-                ladder,
-                seed=config.seed,
-                background=config.label.background,
-                background_pairs=options.background_pairs,
-            ).assign(slide_id=row.slide_id)
+    named = {name for cap in caps.values() if isinstance(cap, dict) for name in cap}
+    if unknown := sorted(named - set(config.label.classes)):
+        raise MadError(
+            f"sample.max_pairs / max_standalone name {unknown}; label.classes has {config.label.classes}, and tiles of no "
+            "class are capped by sample.max_unlabelled"
         )
-    selected = under_caps(pd.concat(found, ignore_index=True), caps, options.max_unlabelled, options.test_share)
-    for row in rows:
-        table = _table(config, row.slide_id, row.split)
-        part = expand(selected[selected["slide_id"] == row.slide_id], table, ladder)
-        write_parquet(Path(config.results) / "sample" / f"{row.slide_id}.parquet", part)
-    counts = selected.groupby(["split", "kind"]).size()
-    log("sample: " + ", ".join(f"{split} {kind} {n}" for (split, kind), n in counts.items()))
-
-
-def _table(config: Config, slide_id: str, split: str | None) -> pd.DataFrame:
-    """The columns of a slide's tile table that selection needs, and each tile's split."""
-    table = read_parquet(Path(config.results) / "tile" / f"{slide_id}.parquet", columns=NEEDED)
-    return table.assign(split=tile_splits(table, config.cohort, split))
+    return Caps(caps, options.max_unlabelled, options.test_share)

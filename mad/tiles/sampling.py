@@ -1,13 +1,15 @@
 """Selection of pairs and standalone tiles under class caps: deterministic, stable, no I/O (MAD paper, Table 2).
 
 Tiles are ranked by a hash of (seed, tile id): a tile's rank depends on nothing else, so adding a slide adds its tiles to
-the ranking and reshuffles nobody.
+the ranking and reshuffles nobody. A cap is a limit of rank: the cohort passes once, slide by slide, to find the limits
+(`Limits.add`), and then each slide's selection follows from its own tiles and the limits (`Limits.select`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -16,14 +18,20 @@ from mad.config.model import CohortConfig
 from mad.tiles.pyramid import Ladder
 
 COLUMNS = ["tile_id", "kind", "role", "sample_id", "position", "split", "label", "rank"]
+GROUP = ["kind", "split", "label"]
 UNLABELLED = "Unlabelled"
+NO_LIMIT = np.iinfo(np.int64).max
 
 
-def hash_rank(tile_ids: pd.Series, seed: int) -> np.ndarray:
+def hash_rank(tile_ids: Iterable[str], seed: int) -> np.ndarray:
     """A number in [0, 2^63) per tile id, from BLAKE2b keyed by the seed: int64 [n]."""
-    key = str(seed).encode()
-    ranks = [int.from_bytes(hashlib.blake2b(t.encode(), digest_size=8, key=key).digest(), "big") >> 1 for t in tile_ids]
-    return np.array(ranks, np.int64)
+    keyed = hashlib.blake2b(digest_size=8, key=str(seed).encode())
+    digests = []
+    for tile_id in tile_ids:
+        one = keyed.copy()  # the key is hashed once, not once per tile
+        one.update(tile_id.encode())
+        digests.append(one.digest())
+    return (np.frombuffer(b"".join(digests), ">u8") >> np.uint64(1)).astype(np.int64)
 
 
 def block_split(position: np.ndarray, count: int, fractions: Mapping[str, float], guard: int) -> np.ndarray:
@@ -64,73 +72,171 @@ def tile_splits(table: pd.DataFrame, cohort: CohortConfig, split: str | None) ->
     return block_split(table[axis].to_numpy(np.int64), count, cohort.split.model_dump(), cohort.block_guard)
 
 
+def tile_levels(table: pd.DataFrame) -> np.ndarray:
+    """Place of every tile on the ladder, 0 the coarsest: as many as it has digits beyond (i, j)."""
+    return (table["k"].notna().to_numpy().astype(np.int64)) + table["m"].notna().to_numpy()
+
+
+def first_children(table: pd.DataFrame, ladder: Ladder) -> np.ndarray:
+    """Row of the first child of each tile whose s² children all lie inside the slide, -1 of every other: int64 [n].
+
+    `table` is a whole tile table in its own order, by (level, i, j, k, m): the other children follow the first.
+    """
+    level = tile_levels(table)
+    inside = (table["status"] != "edge").to_numpy()
+    digits = [table[name].fillna(0).to_numpy(np.int64) for name in ("i", "j", "k", "m")]
+    first = np.full(len(table), -1, np.int64)
+    for number, step in enumerate(ladder.steps):
+        # One integer per tile of this level, and per tile of the next one that of its parent.
+        code = np.ravel_multi_index(digits[: 2 + number], [int(d.max(initial=0)) + 1 for d in digits[: 2 + number]])
+        child = np.flatnonzero((level == number + 1) & inside)
+        parent, start, count = np.unique(code[child], return_index=True, return_counts=True)
+        full = count == step**2
+        here = np.flatnonzero(level == number)
+        place = np.searchsorted(parent[full], code[here])
+        known = place < full.sum()
+        known[known] = parent[full][place[known]] == code[here][known]
+        first[here[known]] = child[start[full]][place[known]]
+    return first
+
+
 def candidates(
     table: pd.DataFrame, ladder: Ladder, *, seed: int, background: str | None, background_pairs: bool
 ) -> pd.DataFrame:
     """What may be selected from one slide's tile table: one row per possible sample, with its rank.
 
     A pair needs a parent with enough tissue and all of its children inside the slide (a child may be blank); parents of
-    class `background` make pairs only with `background_pairs`. A standalone tile has enough tissue, or is background.
-    `table` needs the columns of a tile table and `split`; tiles without a split are left out.
+    class `background` make pairs only with `background_pairs`. A standalone tile has enough tissue, or is background; it
+    may be part of a pair as well, since the paper draws standalone tiles "independently". Tiles without a split are left
+    out.
+
+    Args:
+        table: columns tile_id, i, j, k, m, label, status and split of the slide's tile table, whole and in its order.
+
+    Returns:
+        Columns row (of `table`), first (row of the first child; -1 for standalone tiles), kind, split, label and rank.
     """
-    table = table[table["split"].notna()]
-    level = table["tile_id"].str.extract(r"_L(\d+)_[\d_]+$")[0].astype("int64")
-    label = table["label"].fillna(UNLABELLED)
-    ok = table["status"] == "ok"
-    is_background = label == (background or "")
-    inside = table["status"] != "edge"
-    children = table[inside].groupby("parent_id").size()
-    parts = []
-    for number in range(len(ladder)):
-        here = level == number
-        alone = here & (ok | (inside & is_background))
-        parts.append(table[alone].assign(kind=ladder.name(number), label=label[alone]))
-        if number < len(ladder) - 1:
-            full = table["tile_id"].map(children).fillna(0) == ladder.steps[number] ** 2
-            pair = here & ok & full & (background_pairs | ~is_background)
-            parts.append(table[pair].assign(kind=ladder.transition(number), label=label[pair]))
-    found = pd.concat(parts, ignore_index=True)[["tile_id", "kind", "split", "label"]]
-    return found.assign(rank=hash_rank(found["tile_id"], seed))
-
-
-def under_caps(
-    found: pd.DataFrame, caps: Mapping[str, int | None], max_unlabelled: int | None, test_share: float
-) -> pd.DataFrame:
-    """The best-ranked candidates of the whole cohort, at most `caps[kind]` per kind, class and split.
-
-    A kind that `caps` does not name, or names with None, has no cap. `val` and `test` have `test_share` times the cap.
-    """
-    found = found.sort_values(["kind", "split", "label", "rank", "tile_id"], ignore_index=True)
-    place = found.groupby(["kind", "split", "label"]).cumcount()
-    cap = (
-        found["kind"]
-        .map({kind: np.inf if cap is None else cap for kind, cap in caps.items()})
-        .fillna(np.inf)
-        .astype(float)
+    level, first = tile_levels(table), first_children(table, ladder)
+    label = table["label"].fillna(UNLABELLED).astype("category")
+    ok, inside = (table["status"] == "ok").to_numpy(), (table["status"] != "edge").to_numpy()
+    is_background = (label == (background or "")).to_numpy()
+    usable = table["split"].notna().to_numpy()
+    alone = usable & (ok | (inside & is_background))
+    pair = usable & ok & (first >= 0) & (background_pairs | ~is_background)
+    either = np.flatnonzero(alone | pair)
+    rank = np.zeros(len(table), np.int64)
+    rank[either] = hash_rank(table["tile_id"].iloc[either].tolist(), seed)
+    kinds = [ladder.name(n) for n in range(len(ladder))] + [ladder.transition(n) for n in range(len(ladder) - 1)]
+    row = np.concatenate([np.flatnonzero(alone), np.flatnonzero(pair)])
+    kind = level[row] + np.repeat([0, len(ladder)], [alone.sum(), pair.sum()])
+    return pd.DataFrame(
+        {
+            "row": row.astype(np.int32),
+            "first": np.where(kind < len(ladder), -1, first[row]).astype(np.int32),
+            "kind": pd.Categorical.from_codes(kind, kinds).reorder_categories(sorted(kinds)),
+            "split": table["split"].astype("category").array[row],
+            "label": label.array[row],
+            "rank": rank[row],
+        }
     )
-    cap = cap.where(found["label"] != UNLABELLED, np.inf if max_unlabelled is None else max_unlabelled)
-    cap = cap.where(found["split"] == "train", np.ceil((cap * test_share).round(9)))
-    return found[place < cap]
 
 
-def expand(selected: pd.DataFrame, table: pd.DataFrame, ladder: Ladder) -> pd.DataFrame:
+@dataclass
+class Best:
+    """The `cap` smallest of the ranks that were added."""
+
+    cap: int
+    ranks: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    limit: int = NO_LIMIT
+    """No rank above it is among them."""
+
+    def add(self, ranks: np.ndarray) -> None:
+        """Take the ranks in; memory stays within twice the cap and one slide's."""
+        self.ranks = np.concatenate([self.ranks, ranks[ranks <= self.limit]])
+        if len(self.ranks) > 2 * self.cap:
+            self.prune()
+
+    def prune(self) -> None:
+        """Drop what is beyond the cap."""
+        if len(self.ranks) > self.cap:
+            self.ranks = np.partition(self.ranks, self.cap)[: self.cap]
+            self.limit = int(self.ranks.max(initial=-1))
+
+
+@dataclass(frozen=True)
+class Caps:
+    """How many samples of one kind, split and class the cohort gives."""
+
+    kinds: Mapping[str, int | Mapping[str, int | None] | None]
+    """Per kind, or per kind and class; one that is not named, or is None, has no cap."""
+    unlabelled: int | None = None
+    """Of class UNLABELLED, whatever the kind."""
+    test_share: float = 1.0
+    """Caps of val and test as a multiple of the training's."""
+
+    def cap(self, kind: str, split: str, label: str) -> int | None:
+        """The cap of one group, None for none."""
+        cap = self.kinds.get(kind)
+        if label == UNLABELLED:
+            cap = self.unlabelled
+        elif isinstance(cap, Mapping):
+            cap = cap.get(label)
+        return cap if cap is None or split == "train" else int(np.ceil(round(cap * self.test_share, 9)))
+
+
+@dataclass
+class Limits:
+    """The largest rank that each (kind, split, class) still takes: what `add` has seen of the cohort decides.
+
+    Two tiles of the same rank (never seen: ranks have 63 bits) are both taken where they fall on a limit.
+    """
+
+    caps: Caps
+    best: dict[tuple[str, str, str], Best] = field(default_factory=dict)
+
+    def add(self, found: pd.DataFrame) -> pd.DataFrame:
+        """Take in one slide's `candidates`; returns those that may still be selected when the cohort is through."""
+        return self._within(found, Best.add)
+
+    def select(self, found: pd.DataFrame) -> pd.DataFrame:
+        """The selected ones among a slide's candidates, once every slide of the cohort has been added."""
+        return self._within(found, lambda best, _: best.prune())
+
+    def _within(self, found: pd.DataFrame, step: Callable[[Best, np.ndarray], None]) -> pd.DataFrame:
+        """The candidates within the limits, each limit after its `step`."""
+        rank, keep = found["rank"].to_numpy(), np.ones(len(found), bool)
+        for group, rows in found.groupby(GROUP, observed=True).indices.items():
+            if group not in self.best and (cap := self.caps.cap(*group)) is not None:
+                self.best[group] = Best(cap)
+            if best := self.best.get(group):
+                step(best, rank[rows])
+                keep[rows] = rank[rows] <= best.limit
+        return found[keep]
+
+
+def expand(selected: pd.DataFrame, tile_ids: pd.Series, ladder: Ladder) -> pd.DataFrame:
     """One row per tile of each selected sample of a slide: a pair's parent and its children in row-major order.
+
+    Args:
+        selected: rows of the slide's `candidates`.
+        tile_ids: of the slide's tile table, in its order.
 
     Returns:
         COLUMNS, sorted by kind, split and the tile table's own order; `sample_id` is the parent's (or the tile's own) id,
         `position` the child's number, -1 for parents and standalone tiles; `label` is the sample's.
     """
-    order = pd.Series(np.arange(len(table)), index=table["tile_id"])
-    transitions = {ladder.transition(number) for number in range(len(ladder) - 1)}
-    heads = selected.assign(sample_id=selected["tile_id"], position=-1)
-    is_pair = heads["kind"].isin(transitions)
-    heads["role"] = np.where(is_pair, "parent", "standalone")
-    family = table.loc[table["status"] != "edge", ["tile_id", "parent_id"]].rename(columns={"tile_id": "child_id"})
-    children = heads[is_pair].merge(family, left_on="tile_id", right_on="parent_id", how="inner")
-    children["position"] = children["child_id"].str.rsplit("_", n=1).str[-1].astype("int64")
-    children = children.assign(tile_id=children["child_id"], role="child")
-    rows = pd.concat([heads[COLUMNS], children[COLUMNS]], ignore_index=True)
-    rows["order"] = rows["sample_id"].map(order)
-    rows = rows.sort_values(["kind", "split", "order", "position"], ignore_index=True)[COLUMNS]
-    text = dict.fromkeys(("tile_id", "kind", "role", "sample_id", "split", "label"), "string")
-    return rows.astype({**text, "position": "int16", "rank": "int64"})
+    children = {ladder.transition(number): step**2 for number, step in enumerate(ladder.steps)}
+    heads = selected.sort_values([*GROUP[:2], "row"]).astype(dict.fromkeys(GROUP, "string"))
+    num_children = heads["kind"].map(children).fillna(0).to_numpy(np.int64)
+    rows = heads.iloc[np.repeat(np.arange(len(heads)), num_children + 1)].reset_index(drop=True)
+    start = np.cumsum(num_children + 1) - num_children
+    position = np.arange(len(rows)) - np.repeat(start, num_children + 1)
+    own, child = rows["row"].to_numpy(np.int64), rows["first"].to_numpy(np.int64) + position
+    head = np.where(rows["first"] < 0, "standalone", "parent")
+    table = rows.assign(
+        tile_id=tile_ids.take(np.where(position < 0, own, child)).array,
+        role=pd.array(np.where(position < 0, head, "child"), "string"),
+        sample_id=tile_ids.take(own).array,
+        position=position.astype(np.int16),
+    )
+    return table[COLUMNS]

@@ -1,0 +1,36 @@
+"""A cohort of a thousand slides: the workflow plans every job of it, before one slide is opened."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mad.slides.sheet import write_sheet
+
+pytestmark = pytest.mark.workflow
+ROOT = Path(__file__).parents[1]
+NUM_SLIDES = 1000
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["files", "no files"])
+def test_a_dry_run_lists_every_job_of_a_large_cohort(tmp_path: Path, there: bool) -> None:
+    records = [{"slide_id": f"S{n}", "path": f"{n}.svs", "patient_id": f"P{n // 2}"} for n in range(NUM_SLIDES)]
+    write_sheet(tmp_path / "slides.tsv", records)
+    if there:
+        for record in records:
+            (tmp_path / record["path"]).touch()
+    settings = {"results": str(tmp_path / "results"), "cohort": {"sheet": str(tmp_path / "slides.tsv")}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(ROOT)]
+    command += ["--cores", "1", "--configfile", str(tmp_path / "config.json"), "--dry-run", "shard_cohort"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = (done.stdout + done.stderr).splitlines()
+    jobs = Counter(line.split()[1].rstrip(":") for line in lines if line.startswith(("rule ", "localrule ")))
+    assert jobs == {"tile_slide": NUM_SLIDES, "sample": 1, "shard_slide": NUM_SLIDES, "shard_cohort": 1}
+    wildcards = Counter(line.strip() for line in lines if line.strip().startswith("wildcards: slide="))
+    assert wildcards == {f"wildcards: slide=S{n}": 2 for n in range(NUM_SLIDES)}
