@@ -24,9 +24,18 @@ onstart:
     )  # for people: `mad … --config results/config.json`
 
 
+onsuccess:
+    print_quality()
+
+
+onerror:
+    print_quality()
+
+
 rule all:
     default_target: True
     input:
+        rules.qc.output,
         rules.report.input,
         rules.report.output,
     localrule: True

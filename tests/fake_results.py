@@ -120,7 +120,9 @@ def _grid(slide: str, columns: int, rows: int, finest: int, labelled: bool) -> p
     names = [CLASSES[_column_class(x, columns)] for x in tiles["x"] + tiles["side"] / 2]
     place = tiles["tile_id"].str.extract(r"_L\d_(\d+)_(\d+)").astype(int)
     tiles = tiles.assign(i=place[0], j=place[1])
-    return tiles.assign(slide_id=slide, label=names if labelled else None, status="ok", native=True)
+    return tiles.assign(
+        slide_id=slide, label=names if labelled else None, status="ok", native=True, tissue=1.0, pen=0.0
+    )
 
 
 def _shard(tiles: pd.DataFrame, split: str) -> pd.DataFrame:

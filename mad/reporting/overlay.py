@@ -1,16 +1,25 @@
-"""A picture of one slide as the pipeline sees it: thumbnail, tissue outline, coarsest grid, class colours."""
+"""A picture of one slide as the pipeline sees it: thumbnail, tissue, ink, coarsest grid, class colours, a scale bar.
+
+Whatever explains the picture stands in a band above it, never over tissue. Lines are dark with a white casing: they show on
+glass and on the darkest stain.
+"""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from mad.config.model import LabelConfig
 from mad.files import Pathlike, atomic_path
 from mad.tiles.pyramid import Grid
 
-PALETTE = ["#d1495b", "#edae49", "#00798c", "#7a5195", "#9aa0a6", "#66a182", "#2e4057", "#f28e2b", "#4e79a7", "#b07aa1"]
-MAX_SIDE = 1400
+PALETTE = ["#0072b2", "#e69f00", "#009e73", "#f0e442", "#999999", "#56b4e9", "#332288", "#882255", "#cc79a7", "#d55e00"]
+"""Okabe and Ito's colours, which the colour-blind tell apart, and two of Tol's; those that H&E hides come late, and grey is
+where Background stands by default."""
+TISSUE, INK, GRID = (0, 0, 0), (213, 94, 0), (40, 60, 110)
+MAX_SIDE, MIN_WIDTH = 1600, 560
+LINE, TEXT = 26, 16
 
 
 def class_colours(label: LabelConfig) -> dict[str, str]:
@@ -28,17 +37,21 @@ def write_overlay(
     overview: np.ndarray,
     *,
     title: str,
+    mpp: float | None = None,
     tissue: np.ndarray | None = None,
+    pen: np.ndarray | None = None,
     raster: np.ndarray | None = None,
     grid: Grid | None = None,
     label: LabelConfig | None = None,
 ) -> None:
-    """Write the picture as PNG.
+    """Write the picture as PNG, at most `MAX_SIDE` px wide or high (without its band).
 
     Args:
         overview: RGB thumbnail [h, w, 3] over the whole grid.
-        tissue: boolean mask [h, w], outlined in black.
-        raster: class per cell (any multiple of the thumbnail's size), tinted in the class colours, with a legend.
+        mpp: um/px of the overview, for the scale bar.
+        tissue: boolean mask [h, w], outlined.
+        pen: boolean mask of ink [h, w], outlined.
+        raster: class per cell (any multiple of the thumbnail's size), tinted in the class colours, background left plain.
         grid: its coarsest tiles are drawn as lines.
     """
     factor = min(3.0, MAX_SIDE / max(overview.shape[:2]))
@@ -49,25 +62,73 @@ def write_overlay(
         small = cv2.resize(raster, size, interpolation=cv2.INTER_NEAREST)
         for number, (name, colour) in enumerate(class_colours(label).items()):
             where = small == number
-            if where.any():
-                image[where] = (0.7 * image[where] + 0.3 * np.array(rgb(colour))).astype(np.uint8)
+            if name != label.background and where.any():
+                image[where] = (0.75 * image[where] + 0.25 * np.array(rgb(colour))).astype(np.uint8)
+                _outline(image, where, rgb(colour), 2)
                 legend.append((name, rgb(colour)))
-    if tissue is not None:
-        small = cv2.resize(tissue.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        outlines, _ = cv2.findContours(small, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        cv2.drawContours(image, outlines, -1, (0, 0, 0), 1, cv2.LINE_AA)
     if grid is not None:
-        rows, columns = grid.shape
-        for row in range(rows + 1):
-            y = min(round(row * size[1] / rows), size[1] - 1)
-            cv2.line(image, (0, y), (size[0], y), (30, 90, 200), 1)
-        for column in range(columns + 1):
-            x = min(round(column * size[0] / columns), size[0] - 1)
-            cv2.line(image, (x, 0), (x, size[1]), (30, 90, 200), 1)
-    band = np.full((26 * (1 + len(legend)), image.shape[1], 3), 255, np.uint8)
-    cv2.putText(band, title, (6, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
-    for n, (name, paint) in enumerate(legend, start=1):
-        cv2.rectangle(band, (8, 26 * n + 5), (24, 26 * n + 21), paint, -1)
-        cv2.putText(band, name, (32, 26 * n + 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        _draw_grid(image, grid)
+        legend.append((f"{grid.ladder.magnifications[0]:g}x tiles", GRID))
+    for name, mask, paint in (("tissue", tissue, TISSUE), ("pen", pen, INK)):
+        if mask is not None and mask.any():
+            small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+            _outline(image, small, paint, 1 if name == "tissue" else 3)
+            legend.append((name, paint))
+    picture = _framed(image, title, legend, None if mpp is None else mpp / factor)
     with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(np.concatenate([band, image]), cv2.COLOR_RGB2BGR))
+        picture.save(temporary, compress_level=3)
+
+
+def _outline(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
+    """Draw the mask's borders, in a white casing."""
+    lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(image, lines, -1, (255, 255, 255), width + 2, cv2.LINE_AA)
+    cv2.drawContours(image, lines, -1, colour, width, cv2.LINE_AA)
+
+
+def _draw_grid(image: np.ndarray, grid: Grid) -> None:
+    """Half-transparent lines between the coarsest tiles, none along the picture's border."""
+    rows, columns = grid.shape
+    lines = np.zeros(image.shape[:2], np.uint8)
+    for row in range(1, rows):
+        cv2.line(lines, (0, y := round(row * image.shape[0] / rows)), (image.shape[1], y), 1, 1)
+    for column in range(1, columns):
+        cv2.line(lines, (x := round(column * image.shape[1] / columns), 0), (x, image.shape[0]), 1, 1)
+    where = lines > 0
+    image[where] = (0.4 * image[where] + 0.6 * np.array(GRID)).astype(np.uint8)
+
+
+def _framed(
+    image: np.ndarray, title: str, legend: list[tuple[str, tuple[int, int, int]]], mpp: float | None
+) -> Image.Image:
+    """The picture under a band with title, legend and scale bar; narrow pictures are widened with white."""
+    font = ImageFont.load_default(TEXT)
+    width = max(image.shape[1], MIN_WIDTH)
+    places, x, y = [], 8, LINE
+    for name, _ in legend:
+        wide = 30 + round(font.getlength(name)) + 16
+        if x > 8 and x + wide > width:
+            x, y = 8, y + LINE
+        places.append((x, y))
+        x += wide
+    height = (y + LINE if legend else LINE) + 6
+    picture = Image.new("RGB", (width, height + image.shape[0]), "white")
+    picture.paste(Image.fromarray(image), (0, height))
+    draw = ImageDraw.Draw(picture)
+    bar = _scale_bar(image.shape[1] * mpp) if mpp else None
+    if bar and mpp:
+        text, length = (f"{bar / 1000:g} mm" if bar >= 1000 else f"{bar:g} um"), bar / mpp
+        right = width - 12
+        draw.line([(right - length, 20), (right, 20)], fill="black", width=4)
+        draw.text((right - length - 8 - font.getlength(text), 4), text, fill="black", font=font)
+    draw.text((8, 4), title, fill="black", font=font)
+    for (name, paint), (left, top) in zip(legend, places, strict=True):
+        draw.rectangle([left, top + 6, left + 20, top + 20], fill=paint)
+        draw.text((left + 28, top + 3), name, fill="black", font=font)
+    return picture
+
+
+def _scale_bar(width_um: float) -> float:
+    """The longest of 1, 2, 5, 10, 20, 50 … um that is at most a fifth of the picture's width."""
+    unit = 10 ** np.floor(np.log10(max(width_um / 5, 1)))
+    return float(unit * max(step for step in (1, 2, 5) if step * unit <= max(width_um / 5, 1)))

@@ -2,57 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from mad.reporting.quality import Facts, num_stored
 from mad.reporting.table import Block, Cell, Column, Row, Table
 
 
-def slide_table(
-    slides: pd.DataFrame,
-    tiles: dict[str, pd.DataFrame],
-    shards: dict[str, pd.DataFrame],
-    facts: dict[str, dict[str, Any]],
-) -> Table:
+def slide_table(slides: Sequence[Facts]) -> Table:
     """What became of every slide, those that gave nothing first: scale, tiles by status, tiles in shards, and remarks.
 
     Args:
-        slides: the cohort table.
-        tiles: slide -> tile table (label, status).
-        shards: slide -> shard table.
-        facts: slide -> content of tile/{slide}.json (mpp, mpp_source, cause), of which any field may lack.
+        slides: facts of each, as `mad.reporting.quality.slide_facts` gives them.
     """
     rows = []
-    for slide in slides.to_dict("records"):
-        name = str(slide["slide_id"])
-        tile, shard = tiles.get(name), shards.get(name)
-        cells = {"patient": Cell(value=str(slide["patient_id"])), "split": Cell(value=_text(slide.get("split")))}
-        fact = facts.get(name, {})
-        cells |= {"mpp": Cell(value=fact.get("mpp")), "source": Cell(value=_text(fact.get("mpp_source")))}
-        if tile is not None:
-            counts = tile["status"].value_counts()
-            cells |= {status: Cell(value=int(counts.get(status, 0))) for status in ("ok", "blank", "edge")}
-            cells["labelled"] = Cell(value=100 * float(tile["label"].notna().mean()) if len(tile) else None)
-        if shard is not None:
-            cells["in shards"] = Cell(value=int(shard.loc[shard["status"] == "ok", "tile_id"].nunique()))
-            cells["unreadable"] = Cell(value=int((shard["status"] != "ok").sum()))
-        cause = fact.get("cause")
-        if cause is None and shard is not None and shard.empty:
-            cause = "no tile was selected: too little tissue for a tile, or too narrow for split_by: block"
-        cells["remarks"] = Cell(value=_text(cause))
-        rows.append(Row(name=name, cells=cells))
-    rows.sort(key=lambda row: (bool(row.cells.get("in shards", Cell(value=0)).value), row.name))
+    for facts in sorted(slides, key=lambda facts: (bool(num_stored(facts)), facts["slide_id"])):
+        cells: dict[str, Any] = {"patient": facts["patient_id"], "split": _text(facts["split"])}
+        cells |= {"mpp": facts["mpp"], "source": _text(facts["mpp_source"]), "remarks": _text(facts["cause"])}
+        if facts["tiles"] is not None:
+            for status in ("ok", "blank", "edge"):
+                cells[status] = sum(counts[status] for counts in facts["tiles"].values())
+        for key, share in (("labelled", facts["labelled_share"]), ("pen", facts["pen_share"])):
+            cells[key] = None if share is None else 100 * share
+        cells |= {"in shards": num_stored(facts), "unreadable": facts["unreadable"]}
+        rows.append(Row(name=facts["slide_id"], cells={key: Cell(value=value) for key, value in cells.items()}))
     columns = [Column(key="patient", header="Patient"), Column(key="split", header="Split")]
     columns += [Column(key="mpp", header="um/px", digits=4), Column(key="source", header="Scale from")]
     columns += [Column(key=status, header=f"Tiles {status}", digits=0) for status in ("ok", "blank", "edge")]
     columns += [
         Column(key="labelled", header="Labelled (%)", digits=0),
+        Column(key="pen", header="Ink on tissue (%)", digits=1),
         Column(key="in shards", header="Tiles in shards", digits=0),
         Column(key="unreadable", header="Unreadable", digits=0),
         Column(key="remarks", header="Remarks"),
     ]
-    empty = [row.name for row in rows if not row.cells.get("in shards", Cell(value=0)).value]
+    empty = [facts["slide_id"] for facts in slides if not num_stored(facts)]
     notes = [f"{len(empty)} slide(s) gave no tile: {', '.join(empty)}."] if empty else []
     return Table(
         name="slides",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mad.reporting.table import Table
+    from mad.slides.readers import IccChoice
 
 PROTOCOLS = ("classification", "clustering", "consistency", "transfer", "segmentation")
 THUMBNAIL_PX = 1400
@@ -33,6 +34,7 @@ def run(config: Config) -> None:
     """
     from mad.reporting.composition import table2
     from mad.reporting.qc import health_table, slide_table, time_table
+    from mad.reporting.quality import SHARD_COLUMNS, TILE_COLUMNS, slide_facts
     from mad.reporting.tables import scale_table, table3, table4, table5
 
     results = Path(config.results)
@@ -41,8 +43,8 @@ def run(config: Config) -> None:
         raise MadError(f"{cohort}: no such file; run `mad cohort` first")
     slides = read_parquet(cohort)
     names = [str(name) for name in slides["slide_id"]]
-    tiles = _per_slide(results / "tile", names, ["tile_id", "label", "status"])
-    shards = _per_slide(results / "shard", names, ["tile_id", "kind", "role", "sample_id", "split", "status"])
+    tiles = _per_slide(results / "tile", names, TILE_COLUMNS)
+    shards = _per_slide(results / "shard", names, [*SHARD_COLUMNS, "kind", "role", "sample_id"])
     facts = _facts(results / "tile", names)
     encoders = [entry.name for entry in config.encoders]
     reports = read_reports(results, encoders)
@@ -56,7 +58,10 @@ def run(config: Config) -> None:
         table4(encoders, reports),
         table5(encoders, reports),
         scale_table(encoders, reports),
-        slide_table(slides, tiles, shards, facts),
+        slide_table([
+            slide_facts(row, facts.get(name), tiles.get(name), shards.get(name))
+            for name, row in zip(names, slides.to_dict("records"), strict=True)
+        ]),
         health_table([run.name for run in config.runs], _summaries(config, names)),
         time_table(_benchmarks(results / "benchmarks")),
     ]  # fmt: skip
@@ -180,7 +185,7 @@ def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, An
     path_of = dict(zip(slides["slide_id"], slides["path"], strict=True))
     rows = []
     for slide in shown:
-        thumbnail, extent = _thumbnail(str(path_of[slide]))
+        thumbnail, extent = _thumbnail(str(path_of[slide]), config.tile.icc)
         for magnification in config.evaluate.segmentation_magnifications:
             maps = {}
             for encoder, table in painted.items():
@@ -212,12 +217,12 @@ def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, An
     figure4(rows, list(reports), colours=colours, path=target)
 
 
-def _thumbnail(path: str) -> tuple[Any, list[float] | None]:
+def _thumbnail(path: str, icc: IccChoice) -> tuple[Any, list[float] | None]:
     """A slide shrunk to at most THUMBNAIL_PX, and its extent [left, right, bottom, top] in level-0 px; None if unreadable."""
     from mad.slides.readers import open_slide
 
     try:
-        with open_slide(path) as slide:
+        with open_slide(path, icc) as slide:
             left, top, width, height = slide.bounds
             downsample = max(width, height) / THUMBNAIL_PX
             if downsample < 1:

@@ -6,7 +6,6 @@ and `tile/{slide}.png` shows tissue, grid and labels over the slide.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,16 @@ import numpy as np
 import pandas as pd
 
 from mad.config import Config
-from mad.files import MadError, write_json, write_parquet
+from mad.files import MadError, StorageError, write_json, write_parquet
 from mad.progress import log
 from mad.reporting.overlay import write_overlay
-from mad.slides.annotations import Region, read_annotation
+from mad.slides.pen import pen_mask
 from mad.slides.sheet import SlideRow
 from mad.slides.tissue import tissue_mask
 from mad.tiles.aligned import AlignedSlide, open_aligned
+from mad.tiles.annotated import annotated_raster
 from mad.tiles.index import empty_table, tile_table
-from mad.tiles.labels import NO_CLASS, block_sums, cells_per_tile, class_counts, class_raster, raster_shape
+from mad.tiles.labels import NO_CLASS, block_sums, cells_per_tile, class_counts, raster_shape
 
 
 def run(config: Config, row: SlideRow) -> None:
@@ -38,7 +38,7 @@ def run(config: Config, row: SlideRow) -> None:
         with open_aligned(row.path, config.tile, row.mpp) as slide:
             table, facts = _tile(config, row, slide, folder / f"{row.slide_id}.png")
     except MadError as error:
-        if config.on_bad_slide == "fail":
+        if config.on_bad_slide == "fail" or isinstance(error, StorageError):
             raise
         table, facts = empty_table(config.label.classes), {"status": "failed", "cause": str(error)}
         write_overlay(
@@ -55,18 +55,26 @@ def run(config: Config, row: SlideRow) -> None:
 def _tile(config: Config, row: SlideRow, slide: AlignedSlide, picture: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     classes = config.label.classes
     grid, mpp = slide.grid, slide.scale.mpp
-    regions, unknown = _regions(config, row, slide)
 
     tissue_cells = cells_per_tile(grid, mpp, config.tile.tissue.mpp)
     downsample = grid.finest_px / tissue_cells
     overview = slide.reader.overview(downsample, *raster_shape(grid, tissue_cells), left=grid.left, top=grid.top)
     options = config.tile.tissue
-    tissue = tissue_mask(
-        overview, mpp=mpp * downsample, min_saturation=options.min_saturation, min_area_um2=options.min_area_um2
-    )
+    tissue = tissue_mask(overview, mpp=mpp * downsample, options=options)
+    pen = pen_mask(overview, mpp=mpp * downsample)
+    inked = float(pen[tissue].mean()) if tissue.any() else 0.0
+    if options.exclude_pen:
+        tissue &= ~pen
 
     class_cells = cells_per_tile(grid, mpp, config.label.mpp)
-    raster = class_raster(regions, classes, grid, class_cells)
+    raster, annotation, warnings = annotated_raster(
+        row.annotation,
+        config.label,
+        grid,
+        class_cells,
+        bounds=slide.reader.bounds,
+        size=slide.reader.level_dimensions[0],
+    )
     if row.annotation and config.label.glass_is_background and config.label.background:
         fine = cv2.resize(tissue.astype(np.uint8), raster.shape[::-1], interpolation=cv2.INTER_NEAREST)
         raster[(raster == NO_CLASS) & (fine == 0)] = classes.index(config.label.background)
@@ -81,18 +89,18 @@ def _tile(config: Config, row: SlideRow, slide: AlignedSlide, picture: Path) -> 
         classes,
         min_tissue=config.tile.min_tissue,
         min_annotated=config.label.min_annotated,
+        pen_counts=block_sums(pen, tissue_cells),
     )
     missing = [f"{level.magnification:g}x" for level in slide.plan.levels if not level.available]
     causes = [slide.scale.warning] if slide.scale.warning else []
     if missing:
         causes.append(f"{', '.join(missing)} left out: finer than the slide's {mpp:.3g} um/px")
     if not tissue.any():
-        causes.append("no tissue found: lower tile.tissue.min_saturation if there is some")
+        causes.append("no tissue found; if there is some, lower its threshold or try another tile.tissue.method")
     coarsest = table["magnification"] == config.tile.magnifications[0]
     if not (coarsest & (table["status"] != "edge")).any():
         causes.append(f"smaller than one whole {config.tile.magnifications[0]:g}x tile: no pair starts there")
-    if unknown:
-        causes.append(f"annotation classes not in label.classes, left out: {dict(unknown)}; map them with label.rename")
+    causes += warnings
     facts = {
         "status": "ok" if tissue.any() else "no tissue",
         "cause": "; ".join(causes) or None,
@@ -101,22 +109,23 @@ def _tile(config: Config, row: SlideRow, slide: AlignedSlide, picture: Path) -> 
         "height": grid.height,
         "mpp": mpp,
         "mpp_source": slide.scale.source,
+        "icc": slide.reader.icc,
         "keeps_pixel_grid": slide.plan.keeps_pixel_grid,
         "levels": [asdict(level) for level in slide.plan.levels],
         "tissue_share": float(tissue.mean()),
-        "polygons": dict(Counter(region.name for region in regions)),
+        "pen_share": inked,
+        "annotation": annotation,
         "tiles": {f"{m:g}x": int(n) for m, n in table["magnification"].value_counts().sort_index().items()},
     }
-    write_overlay(picture, overview, title=row.slide_id, tissue=tissue, raster=raster, grid=grid, label=config.label)
+    write_overlay(
+        picture,
+        overview,
+        title=row.slide_id,
+        mpp=mpp * downsample,
+        tissue=tissue,
+        pen=pen,
+        raster=raster,
+        grid=grid,
+        label=config.label,
+    )
     return table, facts
-
-
-def _regions(config: Config, row: SlideRow, slide: AlignedSlide) -> tuple[list[Region], Counter[str]]:
-    """Annotated areas with the configured class names, and how many areas bear a name that the configuration lacks."""
-    if not row.annotation:
-        return [], Counter()
-    reader = slide.reader
-    regions = read_annotation(row.annotation, bounds=reader.bounds, size=reader.level_dimensions[0])
-    found = [Region(config.label.rename.get(r.name, r.name), r.geometry) for r in regions]
-    unknown = Counter(region.name for region in found if region.name not in config.label.classes)
-    return [region for region in found if region.name in config.label.classes], unknown

@@ -17,8 +17,8 @@ DIGITS = ("i", "j", "k", "m")
 def tile_columns(classes: Sequence[str]) -> list[str]:
     """Columns of a tile table, in order."""
     return [
-        *("tile_id", "slide_id", "magnification", "mpp", *DIGITS, "x", "y", "side", "level", "native", "tissue"),
-        *("label", "label_share", *(f"share_{name}" for name in classes), "parent_id", "status"),
+        *("tile_id", "slide_id", "magnification", "mpp", *DIGITS, "x", "y", "side", "level", "native", "pyramid"),
+        *("tissue", "pen", "label", "label_share", *(f"share_{name}" for name in classes), "parent_id", "status"),
     ]
 
 
@@ -38,18 +38,21 @@ def tile_table(
     *,
     min_tissue: float,
     min_annotated: float,
+    pen_counts: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """All tiles that hold a pixel of the slide, at every available magnification.
 
     Args:
         tissue_counts: tissue raster cells per finest tile [rows, columns].
         class_counts: class raster cells per finest tile [rows, columns, num_classes].
+        pen_counts: cells of ink per finest tile, of a raster like the tissue's; none: no ink.
         cells: raster cells along the side of a finest tile, of the tissue and of the class raster.
 
     Returns:
         One row per tile, sorted by (ladder level, i, j, k, m). `status`: "edge" where the tile crosses the slide's border,
         else "blank" where less than `min_tissue` of it is tissue, else "ok".
     """
+    ink = np.zeros_like(tissue_counts) if pen_counts is None else pen_counts
     parts = []
     for number, level in enumerate(plan.levels):
         if not level.available:
@@ -62,7 +65,9 @@ def tile_table(
         order = np.lexsort(digits.T[::-1])
         rows, columns, digits = rows[order], columns[order], digits[order]
         indices = [tuple(map(int, row)) for row in digits]
-        tissue = block_sums(tissue_counts, span)[rows, columns] / (span * cells[0]) ** 2
+        tissue, pen = (
+            block_sums(counts, span)[rows, columns] / (span * cells[0]) ** 2 for counts in (tissue_counts, ink)
+        )
         counts = np.stack([block_sums(class_counts[..., c], span) for c in range(len(classes))], axis=-1)
         shares = counts[rows, columns] / (span * cells[1]) ** 2
         label, label_share = majority(shares, min_annotated)
@@ -79,7 +84,9 @@ def tile_table(
                 "side": side,
                 "level": level.level,
                 "native": level.native,
+                "pyramid": level.pyramid,
                 "tissue": tissue.astype(np.float32),
+                "pen": pen.astype(np.float32),
                 "label": np.where(label < 0, None, np.array(classes, object)[label]),
                 "label_share": label_share.astype(np.float32),
                 "parent_id": [tile_id(slide_id, index[:-1]) if number else None for index in indices],
@@ -96,9 +103,9 @@ def tile_table(
 
 def _typed(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     types = {
-        **dict.fromkeys(("tile_id", "slide_id", "label", "parent_id", "status"), "string"),
+        **dict.fromkeys(("tile_id", "slide_id", "pyramid", "label", "parent_id", "status"), "string"),
         **dict.fromkeys(("magnification", "mpp"), "float64"),
-        **dict.fromkeys(("tissue", "label_share", *(f"share_{name}" for name in classes)), "float32"),
+        **dict.fromkeys(("tissue", "pen", "label_share", *(f"share_{name}" for name in classes)), "float32"),
         **dict.fromkeys(("i", "j", "level"), "int32"),
         **dict.fromkeys(("k", "m"), "Int16"),
         **dict.fromkeys(("x", "y", "side"), "int64"),

@@ -9,7 +9,7 @@ from snakemake.utils import validate
 
 from mad.config import parse_config
 from mad.config.recipe import freeze_recipe
-from mad.files import MadError, digest, write_json_if_changed
+from mad.files import MadError, digest, read_json, write_json_if_changed
 from mad.slides.sheet import cohort_rows
 
 # Rules call `python`: the one that runs Snakemake, unless a rule's own environment comes first.
@@ -99,3 +99,14 @@ def encoder_inputs(wildcards):
     kind, _, target = ENCODERS[wildcards.encoder].spec.partition(":")
     made = {"run": "summary.json", "random": "recipe.json"}
     return [f"{RESULTS}/train/{target}/{made[kind]}"] if kind in made else []
+
+
+def print_quality():
+    """How many slides failed, from the QC page's numbers where they are newer than the slides' own."""
+    numbers = Path(f"{RESULTS}/report/qc.json")
+    facts = [Path(path) for path in results("tile/{slide}.json", slide=SLIDES)]
+    if numbers.exists() and all(
+        path.exists() and path.stat().st_mtime <= numbers.stat().st_mtime
+        for path in facts
+    ):
+        print(read_json(numbers)["line"], file=sys.stderr)

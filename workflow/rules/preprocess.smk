@@ -95,13 +95,14 @@ rule sample:
         f"{RESULTS}/benchmarks/sample/sample.tsv"
     conda:
         "../../envs/mad.yaml"
+    threads: 4
     params:
         settings=section("sample"),
         splits=digest({slide: row.split for slide, row in SLIDES.items()}),
         cohort=section("cohort", exclude={"sheet"}),
         seed=CFG.seed,
     shell:
-        "python -m mad sample >> {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m mad sample >> {log} 2>&1"
 
 
 rule shard_slide:

@@ -14,6 +14,31 @@ FIGURES = {
 }
 
 
+rule qc:
+    input:
+        cohort=f"{RESULTS}/cohort/slides.parquet",
+        facts=results("tile/{slide}.json", slide=SLIDES),
+        tiles=results("tile/{slide}.parquet", slide=SLIDES),
+        pictures=results("tile/{slide}.png", slide=SLIDES),
+        shards=results("shard/{slide}.parquet", slide=SLIDES),
+    output:
+        page=report(
+            f"{RESULTS}/report/qc.html",
+            caption="../report/qc.rst",
+            category="Quality control",
+            labels={"slide": "all slides"},
+        ),
+        numbers=f"{RESULTS}/report/qc.json",
+    log:
+        f"{RESULTS}/logs/qc.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report/qc.tsv"
+    conda:
+        "../../envs/mad.yaml"
+    shell:
+        "python -m mad qc >> {log} 2>&1"
+
+
 # Time stamps of the benchmarks are read but not declared: a stage that ran again has changed its own output already.
 rule report:
     input:
