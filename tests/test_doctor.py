@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from conftest import write_tiff
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from mad.cli import app
 from mad.config import parse_config
-from mad.reporting import doctor
-from mad.reporting.doctor import Check, guarded
+from mad.reporting import check_slides, doctor
+from mad.reporting.check import Check, guarded
 
 HEADER = "slide_id\tpath\tpatient_id\tannotation\tsplit\n"
 
@@ -33,13 +35,31 @@ def test_this_environment_is_sound(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"results: {tmp_path / 'results'}\n")
     checks = {check.name: check for check in doctor.examine(config)}
-    sound = ("python", "openslide", "codecs", "torch", "torchvision", "timm", "config", "cohort", "token")
+    sound = ("python", "openslide", "readers", "codecs", "h5py", "torch", "torchvision", "timm")
+    sound += ("config", "cohort", "token")
     assert {name: checks[name].status for name in sound} == dict.fromkeys(sound, "PASS")
     for name in ("packages", "snakemake", "gpu", "xformers"):
         assert checks[name].status != "FAIL"
     assert all(check.mend for check in checks.values() if check.status != "PASS")
-    for name in ("JPEG", "deflate", "LZW", "JPEG 2000", "WebP"):
+    for name in ("JPEG", "deflate", "LZW", "JPEG 2000", "WebP", "zstd", "PNG"):
         assert name in checks["codecs"].finding
+    for name in ("OpenSlide", "tifffile", "libvips"):
+        assert name in checks["readers"].finding
+
+
+def test_a_broken_codec_or_reader_is_told_and_the_others_are_still_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> bytes:
+        raise RuntimeError("no such codec")
+
+    monkeypatch.setattr(imagecodecs, "lzw_encode", broken)
+    monkeypatch.setattr(imagecodecs, "zstd_decode", lambda data: bytes(32 * 32 * 3))
+    found = check_slides.check_codecs()
+    assert found.status == "FAIL" and found.mend
+    assert "LZW: RuntimeError: no such codec" in found.finding and "zstd: pixels come back changed" in found.finding
+    assert "JPEG" not in found.finding
+    monkeypatch.setattr(tifffile, "imread", lambda path: np.zeros((32, 32, 3), np.uint8))
+    found = check_slides.check_readers()
+    assert found.status == "FAIL" and found.finding.startswith("tifffile: pixels") and "OpenSlide" not in found.finding
 
 
 def test_an_old_python_fails() -> None:

@@ -1,8 +1,4 @@
-"""Is this machine ready: small checks of the environment, the configuration and the cohort, each with what would mend it.
-
-A check is a function that returns a `Check`; one that raises has failed, with the exception as its finding. PASS: fine.
-WARN: it runs, with the limit that is told. FAIL: it would not run, or not rightly.
-"""
+"""Is this machine ready: small checks of the environment, the configuration and the cohort, each with what would mend it."""
 
 from __future__ import annotations
 
@@ -10,41 +6,19 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from mad.config import Config, load_config
 from mad.files import Pathlike
+from mad.reporting.check import REINSTALL, Check, Status, guarded
+from mad.reporting.check_slides import check_codecs, check_h5py, check_openslide, check_readers
 from mad.slides.sheet import cohort_rows
 
-Status = Literal["PASS", "WARN", "FAIL"]
-REINSTALL = "pip install -c envs/constraints.txt -e . (in the project's folder, Python 3.11)"
 CONSTRAINTS = Path("envs/constraints.txt")
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one check found; `mend` is empty where nothing needs mending."""
-
-    name: str
-    status: Status
-    finding: str
-    mend: str = ""
-
-
-def guarded(name: str, mend: str, check: Callable[[], Check]) -> Check:
-    """The check's own result, or a FAIL with the exception that it raised and `mend`."""
-    try:
-        return check()
-    except Exception as error:  # whatever broke is the finding
-        return Check(name, "FAIL", f"{type(error).__name__}: {error}", mend)
 
 
 def examine(config_path: Pathlike) -> list[Check]:
@@ -53,7 +27,9 @@ def examine(config_path: Pathlike) -> list[Check]:
         guarded("python", REINSTALL, check_python),
         guarded("packages", REINSTALL, lambda: check_packages(CONSTRAINTS)),
         guarded("openslide", REINSTALL, check_openslide),
+        guarded("readers", REINSTALL, check_readers),
         guarded("codecs", REINSTALL, check_codecs),
+        guarded("h5py", REINSTALL, check_h5py),
         guarded("torch", REINSTALL, check_torch),
         guarded("torchvision", REINSTALL, check_torchvision),
         guarded("timm", REINSTALL, check_timm),
@@ -121,50 +97,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def check_openslide() -> Check:
-    """OpenSlide 4.0.1 or later: 4.0.0 corrupts the bottom partial tile row of some TIFFs."""
-    import openslide
-
-    found = openslide.__library_version__
-    if Version(found) < Version("4.0.1"):
-        mend = "pip install 'openslide-bin>=4.0.1', and no older system library before it on the path"
-        return Check("openslide", "FAIL", f"library {found} corrupts the bottom tile row of some TIFFs", mend)
-    return Check("openslide", "PASS", f"library {found}, openslide-python {openslide.__version__}")
-
-
-def check_codecs() -> Check:
-    """A small image goes through each codec that slides are stored with, and comes back."""
-    import imagecodecs
-    import simplejpeg
-
-    y, x = np.mgrid[:32, :32]
-    image = np.stack([x * 4, y * 4, x + y], axis=-1).astype(np.uint8)  # smooth: a lossy codec keeps it nearly
-    raw = image.tobytes()
-    trips: dict[str, Callable[[], np.ndarray]] = {
-        "JPEG": lambda: simplejpeg.decode_jpeg(simplejpeg.encode_jpeg(image, quality=100, colorsubsampling="444")),
-        "deflate": lambda: _pixels(imagecodecs.zlib_decode(imagecodecs.zlib_encode(raw))),
-        "LZW": lambda: _pixels(imagecodecs.lzw_decode(imagecodecs.lzw_encode(raw))),
-        "JPEG 2000": lambda: imagecodecs.jpeg2k_decode(imagecodecs.jpeg2k_encode(image, reversible=True, level=0)),
-        "WebP": lambda: imagecodecs.webp_decode(imagecodecs.webp_encode(image, lossless=True)),
-    }
-    faults = []
-    for name, trip in trips.items():
-        try:
-            error = np.abs(trip().astype(int) - image).max()
-        except Exception as fault:  # each codec's library has errors of its own
-            faults.append(f"{name}: {type(fault).__name__}: {fault}")
-            continue
-        if error > (4 if name == "JPEG" else 0):
-            faults.append(f"{name}: pixels come back changed by up to {error}")
-    if faults:
-        return Check("codecs", "FAIL", "; ".join(faults), REINSTALL)
-    return Check("codecs", "PASS", f"{', '.join(trips)} decode")
-
-
-def _pixels(data: bytes | bytearray) -> np.ndarray:
-    return np.frombuffer(data, np.uint8).reshape(32, 32, 3)
 
 
 def check_torch() -> Check:

@@ -11,8 +11,10 @@ Functions take integers or integer arrays alike.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -38,14 +40,14 @@ class Ladder:
     def __len__(self) -> int:
         return len(self.magnifications)
 
-    @property
+    @cached_property
     def steps(self) -> tuple[int, ...]:
         """Linear factor s from each magnification to the next finer one."""
         return tuple(round(fine / coarse) for coarse, fine in pairwise(self.magnifications))
 
     def span(self, level: int) -> int:
         """Side of a tile at `level` in finest tiles."""
-        return int(np.prod(self.steps[level:], dtype=np.int64))
+        return math.prod(self.steps[level:])
 
     def name(self, level: int) -> str:
         """`10x` and the like."""
@@ -132,8 +134,8 @@ class Grid:
 
     def edge(self, level: int, position: Any) -> Any:
         """Level-0 pixels from the grid's origin to the near edge of row (or column) `position` of `level`."""
-        exact = np.asarray(position, dtype=np.int64) * self.ladder.span(level) * self.finest_px
-        return np.floor(exact + 0.5).astype(np.int64)
+        exact = position * self.ladder.span(level) * self.finest_px + 0.5
+        return np.floor(exact).astype(np.int64) if isinstance(exact, np.ndarray) else math.floor(exact)
 
     def rectangle(self, level: int, row: Any, column: Any) -> tuple[Any, Any, Any, Any]:
         """(x, y, width, height) in level-0 pixels of the slide."""
@@ -141,8 +143,8 @@ class Grid:
         return (
             x + self.left,
             y + self.top,
-            self.edge(level, np.asarray(column) + 1) - x,
-            self.edge(level, np.asarray(row) + 1) - y,
+            self.edge(level, column + 1) - x,
+            self.edge(level, row + 1) - y,
         )
 
     def touches(self, level: int, row: Any, column: Any) -> Any:
@@ -160,6 +162,4 @@ class Grid:
 
     def contains(self, level: int, row: Any, column: Any) -> Any:
         """Whether a tile lies wholly inside the slide."""
-        return (self.edge(level, np.asarray(column) + 1) <= self.width) & (
-            self.edge(level, np.asarray(row) + 1) <= self.height
-        )
+        return (self.edge(level, column + 1) <= self.width) & (self.edge(level, row + 1) <= self.height)

@@ -40,7 +40,16 @@ def decode(data: bytes) -> np.ndarray:
 
 def blur_score(pixels: np.ndarray) -> float:
     """Variance of the Laplacian of the grey image: small where a tile is out of focus (or blank)."""
-    return float(cv2.Laplacian(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var())
+    laplacian = cv2.Laplacian(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.CV_16S)
+    mean = cv2.sumElems(laplacian)[0] / laplacian.size
+    return cv2.norm(laplacian, cv2.NORM_L2SQR) / laplacian.size - mean * mean
+
+
+def member_header(name: str, size: int) -> bytes:
+    """The tar header of a member of `size` bytes, with a fixed time, owner and mode."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    return info.tobuf(tarfile.GNU_FORMAT)
 
 
 class ShardWriter:
@@ -76,9 +85,7 @@ class ShardWriter:
             self._file = self._open.enter_context(temporary.open("wb"))
         places = []
         for extension, data in members:
-            info = tarfile.TarInfo(f"{key}.{extension}")
-            info.size, info.mode, info.mtime = len(data), 0o644, 0
-            self._file.write(info.tobuf(tarfile.GNU_FORMAT))
+            self._file.write(member_header(f"{key}.{extension}", len(data)))
             places.append((self.names[-1], self._file.tell(), len(data)))
             self._file.write(data + b"\0" * (-len(data) % BLOCK))
         return places[:-1]
@@ -111,9 +118,11 @@ def read_member(folder: Path, shard: str, offset: int, size: int, sha256: str | 
             file.seek(offset)
             data = file.read(size)
     except FileNotFoundError:
-        raise MadError(f"{path}: no such shard; make it again with `snakemake -R shard_slide`") from None
+        raise MadError(f"{path}: no such shard; {_mend(path)}") from None
     if len(data) != size or (sha256 and hashlib.sha256(data).hexdigest() != sha256):
-        raise MadError(
-            f"{path}: {size} bytes at {offset} are not those of its index; make it again: `snakemake -R shard_slide`"
-        )
+        raise MadError(f"{path}: {size} bytes at {offset} are not those of its index; {_mend(path)}")
     return data
+
+
+def _mend(path: Path) -> str:
+    return f"make it again with `snakemake --cores 1 --force {path.parent}.parquet`"

@@ -1,0 +1,25 @@
+"""The command `mad`. Only here are errors turned into text; everything below raises them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from mad.cli import stages, tools
+from mad.cli.base import app
+from mad.cli.tools import tiles_show
+from mad.files import MadError
+
+__all__ = ["app", "main", "stages", "tiles_show", "tools"]
+
+
+def main() -> None:
+    """Entry point: a fault of the input is one readable message and exit code 2."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # leave through every `finally`: no temporary file stays behind
+    try:
+        app()
+    except MadError as error:
+        print(f"mad: {error}", file=sys.stderr)
+        sys.exit(2)

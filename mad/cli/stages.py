@@ -1,0 +1,143 @@
+"""One command per stage, as the workflow's rules call them, and `synth` for the synthetic cohort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mad.cli.base import DEFAULT, ConfigFile, app, find_rows
+from mad.config import load_config
+from mad.files import write_json
+from mad.progress import log
+
+Slide = Annotated[str, typer.Argument(help="A slide_id of the cohort sheet.")]
+
+
+@app.command()
+def synth(
+    config: ConfigFile = DEFAULT,
+    slide: Annotated[str | None, typer.Argument(help="Make this slide only.")] = None,
+    check: Annotated[
+        bool, typer.Option(help="Check the finished cohort: do colours give class or place away?")
+    ] = False,
+) -> None:
+    """Make the synthetic cohort (slides, annotations, sheet), or check it."""
+    from mad.slides.sheet import write_sheet
+    from mad.slides.synthetic.cohort import sheet_rows
+
+    settings = load_config(config)
+    folder = Path(settings.results) / "synthetic"
+    if check:
+        from mad.slides.synthetic.checks import check_cohort
+
+        if settings.synthetic.patients < 4:
+            write_json(
+                folder / "check.json", {"passed": None, "reason": "a cohort of fewer than 4 patients is not checked"}
+            )
+            return
+        found = check_cohort(settings.synthetic, folder)
+        write_json(folder / "check.json", found)
+        for name, passed in found["passed_each"].items():
+            log(f"synthetic cohort: {name}: {'ok' if passed else 'FAILED: results on this cohort prove little'}")
+        return
+    from mad.slides.synthetic.slide import write_slide
+
+    rows = sheet_rows(settings.synthetic)
+    for row in rows:
+        if slide in (None, row["slide_id"]):
+            write_slide(settings.synthetic, row["slide_id"], folder)
+    if slide is None:
+        write_sheet(folder / "slides.tsv", rows)
+
+
+@app.command()
+def cohort(config: ConfigFile = DEFAULT) -> None:
+    """Check the cohort sheet and write cohort/slides.parquet."""
+    from mad.stages import cohort as stage
+
+    stage.run(load_config(config))
+
+
+@app.command()
+def tile(slide: Slide, config: ConfigFile = DEFAULT) -> None:
+    """Lay the grid of aligned tiles over one slide: tissue, labels, tile table."""
+    from mad.stages import tile as stage
+
+    settings = load_config(config)
+    stage.run(settings, find_rows(settings, [slide])[0])
+
+
+@app.command()
+def sample(config: ConfigFile = DEFAULT) -> None:
+    """Select pairs and standalone tiles of the cohort under the class caps."""
+    from mad.stages import sample as stage
+
+    stage.run(load_config(config))
+
+
+@app.command()
+def shard(slide: Slide, config: ConfigFile = DEFAULT) -> None:
+    """Cut the selected tiles of one slide into tar shards with byte offsets."""
+    from mad.stages import shard as stage
+
+    settings = load_config(config)
+    stage.run(settings, find_rows(settings, [slide])[0])
+
+
+@app.command("shard-cohort")
+def shard_cohort(config: ConfigFile = DEFAULT) -> None:
+    """Count the shards of the whole cohort and digest their content: what trainings start from."""
+    from mad.stages import shard as stage
+
+    stage.run_cohort(load_config(config))
+
+
+@app.command()
+def train(
+    run: Annotated[str, typer.Argument(help="An entry of `runs:`.")],
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Train one run (alone, or under torchrun); resumes from its last checkpoint."""
+    from mad.stages import train as stage
+
+    stage.run(load_config(config), run)
+
+
+@app.command()
+def embed(
+    encoder: Annotated[str, typer.Argument(help="An entry of `encoders:`.")],
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Embed every tile of the shards, and every tile of the mapped slides, with one encoder."""
+    from mad.stages import embed as stage
+
+    stage.run(load_config(config), encoder)
+
+
+@app.command()
+def evaluate(
+    encoder: Annotated[str, typer.Argument(help="An entry of `encoders:`.")],
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Run the protocols of Tables 3-5 on one encoder's embeddings."""
+    from mad.stages import evaluate as stage
+
+    stage.run(load_config(config), encoder)
+
+
+@app.command()
+def qc(config: ConfigFile = DEFAULT) -> None:
+    """Write the cohort's quality control, report/qc.html: what failed and why, counts, focus, pen marks, every slide."""
+    from mad.stages import qc as stage
+
+    stage.run(load_config(config))
+
+
+@app.command()
+def report(config: ConfigFile = DEFAULT) -> None:
+    """Draw the tables and figures from the evaluations."""
+    from mad.stages import report as stage
+
+    stage.run(load_config(config))

@@ -1,0 +1,187 @@
+"""Tile coordinates as CLAM and TRIDENT read them, from the tile tables: one HDF5 file per slide and magnification.
+
+Both hold one data set `coords`, int64 [n, 2]: x and y of each tile's upper left corner in level-0 px of the slide, with
+attributes on how to read there.
+
+- CLAM (github.com/mahmoodlab/CLAM; written by `wsi_core/WholeSlideImage.py: process_contour`, read by
+  `dataset_modules/dataset_h5.py: Whole_Slide_Bag_FP` as `read_region(coord, patch_level, (patch_size, patch_size))`):
+  `patch_level` and `patch_size` in pixels of that level, `downsample`, `level_dim`, `downsampled_level_dim`, `name`,
+  `save_path`. `extract_features_fp.py` looks for `patches/{slide}.h5` of the slides of a CSV file.
+- TRIDENT (github.com/mahmoodlab/TRIDENT; written by `trident/IO.py: coords_to_h5`, read by `WSI.extract_patch_features`
+  and `wsi_objects/WSIPatcher.py`): `patch_size` in pixels at `target_magnification`, `level0_magnification`,
+  `patch_size_level0`, `overlap`, `name`, `savetodir`, `level0_width`, `level0_height`. Of the magnifications it uses the
+  quotient alone. `run_batch_of_slides.py` looks for `{magnification}x_{px}px_{overlap}px_overlap/patches/{slide}_patches.h5`.
+
+Both look a slide up by its file's name without the suffix. A further data set `tile_id` (neither reads it) joins their
+features to our tables.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from mad.files import MadError, atomic_path, read_json, read_parquet
+from mad.slides.readers import open_slide
+
+Format = Literal["clam", "trident"]
+COLUMNS = ["tile_id", "magnification", "x", "y", "label", "status"]
+COMPOUND_SUFFIXES = (".ome.tif", ".ome.tiff")  # TRIDENT takes these off whole
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tiles of the tile tables go out; None takes every label."""
+
+    magnification: float
+    status: Sequence[str] = ("ok",)
+    labels: Sequence[str] | None = None
+
+    def of(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a tile table that are meant."""
+        found = table[(table["magnification"] == self.magnification) & table["status"].isin(list(self.status))]
+        return found if self.labels is None else found[found["label"].isin(list(self.labels))]
+
+
+def export(
+    results: Path, slides: Sequence[str], format: Format, selection: Selection, tile_px: int, folder: Path
+) -> dict[str, int]:
+    """Write the coordinates of `slides` below `folder`, in the layout of `format`.
+
+    Returns:
+        Tiles written per slide id; slides whose tiling failed, or that are too coarse for the magnification, are left out.
+
+    Raises:
+        MadError: a tile table is missing, two slides' files have the same name, or no slide has such a tile.
+    """
+    facts = {slide: read_json(_tiled(results, slide)) for slide in slides}
+    level = {slide: plan for slide in slides if (plan := _level(facts[slide], selection.magnification)) is not None}
+    if not level:
+        known = tiled_magnifications(results, slides)
+        raise MadError(
+            f"no slide was tiled at {selection.magnification:g}x; there is {', '.join(f'{m:g}x' for m in known)}"
+        )
+    names = {slide: slide_name(facts[slide]["path"]) for slide in level}
+    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise MadError(
+            f"two slides have files of the name {twice[0]!r}, which {format} could not tell apart; export each alone"
+        )
+    what = f"{selection.magnification:g}x_{tile_px}px_0px_overlap"
+    target = folder / what
+    written = {}
+    for slide, plan in level.items():
+        table = selection.of(read_parquet(results / "tile" / f"{slide}.parquet", columns=COLUMNS))
+        with open_slide(facts[slide]["path"]) as reader:
+            dimensions = reader.level_dimensions
+        name = names[slide]
+        if format == "clam":
+            attributes = clam_attributes(plan, tile_px, dimensions, name, str(target / "patches"))
+            path = target / "patches" / f"{name}.h5"
+        else:
+            attributes = trident_attributes(plan, tile_px, dimensions, name, str(target))
+            path = target / "patches" / f"{name}_patches.h5"
+        write_coords(path, table, attributes)
+        written[slide] = len(table)
+    if format == "clam":
+        with (
+            atomic_path(target / "process_list_autogen.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            csv.writer(file).writerows([["slide_id"], *([Path(facts[slide]["path"]).name] for slide in written)])
+    return written
+
+
+def tiled_magnifications(results: Path, slides: Sequence[str]) -> list[float]:
+    """Magnifications that some of `slides` were tiled at, coarsest first.
+
+    Raises:
+        MadError: a slide was not tiled yet.
+    """
+    plans = [plan for slide in slides for plan in read_json(_tiled(results, slide)).get("levels", [])]
+    return sorted({float(plan["magnification"]) for plan in plans if plan["available"]})
+
+
+def clam_attributes(
+    plan: Mapping[str, Any], tile_px: int, dimensions: Sequence[tuple[int, int]], name: str, folder: str
+) -> dict[str, Any]:
+    """What CLAM reads beside the coordinates.
+
+    A magnification that the slide has no level of its own for is read as the larger square of a finer level, which CLAM's
+    transform then shrinks: `patch_size` is the side of that square.
+
+    Args:
+        plan: one of `levels` of `tile/{slide}.json`.
+        dimensions: (width, height) of each level of the slide.
+    """
+    level = int(plan["level"])
+    (width, height), (level_width, level_height) = dimensions[0], dimensions[level]
+    return {
+        "patch_size": round(tile_px * plan["downsample"] / plan["level_downsample"]),
+        "patch_level": level,
+        "downsample": (width / level_width, height / level_height),
+        "downsampled_level_dim": (level_width, level_height),
+        "level_dim": (level_width, level_height),
+        "name": name,
+        "save_path": folder,
+    }
+
+
+def trident_attributes(
+    plan: Mapping[str, Any], tile_px: int, dimensions: Sequence[tuple[int, int]], name: str, folder: str
+) -> dict[str, Any]:
+    """What TRIDENT reads beside the coordinates; arguments as `clam_attributes`.
+
+    `level0_magnification` is what makes its quotient with the wanted one the downsample by which the tiles were laid: for
+    a slide that keeps its own pixel grid a nominal 40x, not 10 / mpp.
+    """
+    return {
+        "patch_size": tile_px,
+        "patch_size_level0": round(tile_px * plan["downsample"]),
+        "level0_magnification": _whole(plan["magnification"] * plan["downsample"]),
+        "target_magnification": _whole(plan["magnification"]),
+        "overlap": 0,
+        "name": name,
+        "savetodir": folder,
+        "level0_width": dimensions[0][0],
+        "level0_height": dimensions[0][1],
+    }
+
+
+def write_coords(path: Path, table: pd.DataFrame, attributes: Mapping[str, Any]) -> None:
+    """Write `coords` with its attributes, and `tile_id`, whole or not at all."""
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        coords = file.create_dataset("coords", data=table[["x", "y"]].to_numpy(np.int64), maxshape=(None, 2))
+        coords.attrs.update(attributes)
+        file.create_dataset("tile_id", data=table["tile_id"].to_numpy(object), dtype=h5py.string_dtype())
+
+
+def slide_name(path: str) -> str:
+    """A slide's file name without its suffix, as CLAM and TRIDENT look it up."""
+    name = Path(path).name
+    compound = next((suffix for suffix in COMPOUND_SUFFIXES if name.lower().endswith(suffix)), None)
+    return name[: -len(compound)] if compound else Path(path).stem
+
+
+def _tiled(results: Path, slide: str) -> Path:
+    path = results / "tile" / f"{slide}.json"
+    if not path.exists():
+        raise MadError(f"{path}: no such file; tile the slides first: `snakemake --cores 2 tile`")
+    return path
+
+
+def _level(facts: Mapping[str, Any], magnification: float) -> dict[str, Any] | None:
+    """How a slide gives a magnification; None where it does not."""
+    plans: list[dict[str, Any]] = facts.get("levels", [])
+    return next((plan for plan in plans if plan["magnification"] == magnification and plan["available"]), None)
+
+
+def _whole(value: float) -> int | float:
+    return round(value) if abs(value - round(value)) < 1e-6 else value
