@@ -6,9 +6,11 @@ a final name is complete (DESIGN §6.2). JSON is sorted and Parquet carries no t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +21,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Pathlike = str | os.PathLike[str]
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class MadError(Exception):
     """An error for the user: its text says what is wrong, in which file or key, and what would mend it."""
+
+
+class StorageError(MadError):
+    """A result cannot be written: the machine's fault, never that of a slide."""
 
 
 @contextmanager
@@ -30,20 +37,35 @@ def atomic_path(path: Pathlike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on a clean exit it is flushed to disk and renamed to `path`, otherwise removed.
 
     The temporary name keeps the suffix, since writers choose their format by it.
+
+    Raises:
+        StorageError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:60]}.", suffix=path.suffix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:60]}.", suffix=path.suffix)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error}); mend the folder or the key `results`") from None
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
+        if not temporary.exists():  # some writers remove what they could not finish, and say nothing
+            raise StorageError(f"{path}: could not be written; is the disk full?")
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StorageError(
+            f"{path}: cannot be written ({os.strerror(error.errno)}; {shutil.disk_usage(path.parent).free / 1e9:.3g} GB are "
+            "free there); make room and run it again: what is finished is kept"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,13 +1,17 @@
 """Stage `shard`: the selected tiles' native pixels in tars, and where each lies, as `shard/{slide}.parquet`.
 
-Each coarsest tile's footprint is read once per magnification, and all of its selected tiles are cut from that array. A
+Coarsest tile by coarsest tile, so that each compressed tile of the slide is decoded once and each tile encoded once. A
 tile that cannot be decoded is `unreadable`; its sample, if it belongs to a pair, is left out whole, and the table says so.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from mad.files import digest, file_stamp, read_json, read_parquet, sha256_file, 
 from mad.progress import log, track
 from mad.slides.sheet import SlideRow, cohort_rows
 from mad.tiles.aligned import AlignedSlide, Footprint, open_aligned
-from mad.tiles.pyramid import parse_tile_id
+from mad.tiles.pyramid import Index, parse_tile_id
 from mad.tiles.shards import ShardWriter, blur_score, encode
 
 TYPES = {
@@ -56,7 +60,7 @@ def run(config: Config, row: SlideRow) -> None:
     table = table[COLUMNS].astype(TYPES)
     write_parquet(folder / f"{row.slide_id}.parquet", table)
     write_parquet(folder / row.slide_id / "index.parquet", table)
-    write_json(folder / row.slide_id / "index.json", {"key": key})
+    write_json(folder / row.slide_id / "index.json", {"key": key, "tars": _tars(folder / row.slide_id)})
     unreadable = int((table["status"] == "unreadable").sum())
     log(f"shard {row.slide_id}: {len(table)} tiles" + (f", {unreadable} of them unreadable" if unreadable else ""))
 
@@ -76,11 +80,15 @@ def _copy_if_fresh(folder: Path, slide_id: str, key: str) -> bool:
     stamp, copy = folder / slide_id / "index.json", folder / slide_id / "index.parquet"
     if not stamp.exists() or not copy.exists() or read_json(stamp)["key"] != key:
         return False
-    table = read_parquet(copy)
-    if not all((folder / name).exists() for name in table["shard"].dropna().unique()):
+    if read_json(stamp).get("tars") != _tars(folder / slide_id):
         return False
-    write_parquet(folder / f"{slide_id}.parquet", table)
+    write_parquet(folder / f"{slide_id}.parquet", read_parquet(copy))
     return True
+
+
+def _tars(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of each tar of a slide, by which damage is told (`mad shards verify`)."""
+    return {tar.name: {"bytes": tar.stat().st_size, "sha256": sha256_file(tar)} for tar in sorted(folder.glob("*.tar"))}
 
 
 def run_cohort(config: Config) -> None:
@@ -100,56 +108,80 @@ def run_cohort(config: Config) -> None:
 
 def _cut(config: Config, slide: AlignedSlide, selected: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Write the tars; returns the shard table in the order of `selected`."""
-    roots = pd.DataFrame([parse_tile_id(name)[1][:2] for name in selected["tile_id"]], columns=["i", "j"])
-    rows = []
+    ladder, options = slide.grid.ladder, config.shard
+    index = [parse_tile_id(name)[1] for name in selected["tile_id"]]
+    sample_of = list(zip(selected["kind"], selected["split"], selected["sample_id"], strict=True))
+    part = [_part(*entry, options.format) for entry in zip(selected["role"], selected["position"], strict=True)]
+    order = sorted(range(len(selected)), key=lambda n: index[n][:2])
+    footprints = [list(numbers) for _, numbers in groupby(order, key=lambda n: index[n][:2])]
+    rows: list[dict[str, Any]] = [{}] * len(selected)
     with ExitStack() as stack:
         writers = {
-            (kind, split): stack.enter_context(ShardWriter(folder, f"{split}-{kind}", config.shard.max_bytes))
-            for kind, split in selected[["kind", "split"]].drop_duplicates().itertuples(index=False)
+            (kind, split): stack.enter_context(ShardWriter(folder, f"{split}-{kind}", options.max_bytes))
+            for kind, split in dict.fromkeys(name[:2] for name in sample_of)
         }
-        footprints = selected.groupby([roots["i"], roots["j"]])
-        for (i, j), group in track(footprints, f"shard {folder.name}", total=len(footprints), unit="footprints"):
-            pixels = Footprint(slide, int(i), int(j))
-            for (kind, split, _), sample in group.groupby(["kind", "split", "sample_id"], sort=False):
-                rows += _write_sample(config.shard, slide, pixels, sample, writers[kind, split], folder.name)
-    table = pd.DataFrame(rows).set_index("row").sort_index()
-    return pd.concat([selected[COLUMNS[:6]], table], axis=1)
+        for footprint in track(footprints, f"shard {folder.name}", unit="footprints"):
+            encoded = _encoder(slide, index[footprint[0]], options)
+            for (kind, split, sample_id), numbers in groupby(footprint, key=lambda n: sample_of[n]):
+                sample = list(numbers)
+                tiles = [encoded(index[n]) for n in sample]
+                images = {part[n]: tile.data for n, tile in zip(sample, tiles, strict=True) if tile}
+                whole = len(images) == len(sample)
+                meta = {"tile_id": sample_id, "kind": kind, **_place(slide, index[sample[0]])}
+                places = writers[kind, split].add(sample_id, images, meta) if whole else [None] * len(sample)
+                for n, tile, place in zip(sample, tiles, places, strict=True):
+                    rows[n] = {
+                        "magnification": ladder.magnifications[len(index[n]) - 2],
+                        **_row(folder.name, tile, place),
+                    }
+    return pd.concat([selected[COLUMNS[:6]], pd.DataFrame(rows)], axis=1)
 
 
-def _write_sample(
-    config: ShardConfig, slide: AlignedSlide, pixels: Footprint, sample: pd.DataFrame, writer: ShardWriter, folder: str
-) -> list[dict[str, Any]]:
-    """Encode and write one sample: its rows of the shard table, keyed by `row`, the row of the selection."""
-    rows: list[dict[str, Any]] = []
-    images: dict[str, bytes] = {}
-    for entry in sample.itertuples():
-        index = parse_tile_id(entry.tile_id)[1]
-        tile = pixels.tile(index)
-        row = {"row": entry.Index, "magnification": slide.grid.ladder.magnifications[len(index) - 2]}
-        row |= {
-            "status": "unreadable" if tile is None else "ok",
-            "shard": None,
-            "offset": -1,
-            "size": 0,
-            "sha256": None,
-        }
-        row["blur"] = np.nan if tile is None else blur_score(tile)
-        rows.append(row)
-        if tile is not None:
-            part = {"parent": "parent.", "child": f"{entry.position:02d}.", "standalone": ""}[entry.role]
-            data = encode(tile, format=config.format, quality=config.quality, subsampling=config.subsampling)
-            images[f"{part}{config.format}"] = data
-    if len(images) < len(rows):
-        return [{**row, "status": "unreadable"} for row in rows]
-    head = sample.iloc[0]
-    level, row_number, column = slide.grid.ladder.position(parse_tile_id(head["sample_id"])[1])
-    x, y, side, _ = (int(value) for value in slide.grid.rectangle(level, row_number, column))
-    meta = {"tile_id": head["sample_id"], "kind": head["kind"], "x": x, "y": y, "side": side}
-    meta |= {"magnification": rows[0]["magnification"], "mpp": slide.plan.mpp * slide.plan.levels[level].downsample}
-    places = writer.add(head["sample_id"], images, meta)
-    for row, data, (name, offset, size) in zip(rows, images.values(), places, strict=True):
-        row |= {"shard": f"{folder}/{name}", "offset": offset, "size": size, "sha256": hashlib.sha256(data).hexdigest()}
-    return rows
+@dataclass(frozen=True)
+class _Encoded:
+    data: bytes
+    sha256: str
+    blur: float
+
+
+def _encoder(slide: AlignedSlide, root: Index, config: ShardConfig) -> Callable[[Index], _Encoded | None]:
+    """Any tile under the coarsest tile `root` as it is stored, or None where it cannot be decoded.
+
+    Each is read and encoded once, however many samples hold it: a 10x tile is a child, a parent and perhaps standalone.
+    """
+    pixels = Footprint(slide, *root[:2])
+
+    @cache
+    def encoded(index: Index) -> _Encoded | None:
+        if (tile := pixels.tile(index)) is None:
+            return None
+        data = encode(tile, format=config.format, quality=config.quality, subsampling=config.subsampling)
+        return _Encoded(data, hashlib.sha256(data).hexdigest(), blur_score(tile))
+
+    return encoded
+
+
+def _part(role: str, position: int, format: str) -> str:
+    """The extension of a tile's member in its tar."""
+    return {"parent": "parent.", "child": f"{position:02d}.", "standalone": ""}[role] + format
+
+
+def _place(slide: AlignedSlide, index: Index) -> dict[str, Any]:
+    """Where a tile lies, and its scale: for people and programs that have the tar alone."""
+    level, row, column = slide.grid.ladder.position(index)
+    x, y, side, _ = (int(value) for value in slide.grid.rectangle(level, row, column))
+    mpp = slide.plan.mpp * slide.plan.levels[level].downsample
+    return {"x": x, "y": y, "side": side, "magnification": slide.grid.ladder.magnifications[level], "mpp": mpp}
+
+
+def _row(folder: str, tile: _Encoded | None, place: tuple[str, int, int] | None) -> dict[str, Any]:
+    """A tile's own columns of the shard table; without a `place`, its sample was left out."""
+    blur = np.nan if tile is None else tile.blur
+    if tile is None or place is None:
+        return {"shard": None, "offset": -1, "size": 0, "sha256": None, "status": "unreadable", "blur": blur}
+    name, offset, size = place
+    shard = f"{folder}/{name}"
+    return {"shard": shard, "offset": offset, "size": size, "sha256": tile.sha256, "status": "ok", "blur": blur}
 
 
 def _remove_strangers(folder: Path, keep: set[str]) -> None:
