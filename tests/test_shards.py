@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mad.files import MadError
-from mad.tiles.shards import ShardWriter, blur_score, decode, encode, read_member
+from mad.tiles.shards import ShardWriter, blur_score, decode, encode, member_header, read_member
 
 RNG = np.random.default_rng(0)
 TILES = RNG.integers(0, 256, (17, 32, 32, 3)).astype(np.uint8)
@@ -63,6 +65,27 @@ def test_the_same_content_gives_the_same_bytes_and_size_is_bounded(tmp_path: Pat
     assert len(names) == 3
     assert [found[0][0] for found in places.values()] == [names[0], names[0], names[1], names[1], names[2]]
     assert max(path.stat().st_size for path in (tmp_path / "c").iterdir()) <= 2 * one + 1024
+
+
+@given(st.text("S01_Lx.jpg-", min_size=1, max_size=130), st.integers(0, 1 << 34))
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert member_header(name, size) == info.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_long_names_and_digests(tmp_path: Path) -> None:
+    """A slide_id of 100 letters makes names that no tar block holds; offsets and tarfile still agree."""
+    key = "S" * 100 + "_L2_0_0_0_0"
+    with ShardWriter(tmp_path, "train-40x", 10**9) as writer:
+        places = [writer.add(f"{key}{n}", {"jpg": bytes([n]) * (100 + n)}, {"n": n})[0] for n in range(3)]
+    [(name, stamp)] = writer.tars.items()
+    data = (tmp_path / name).read_bytes()
+    assert stamp == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    with tarfile.open(tmp_path / name) as tar:
+        assert tar.getnames() == [f"{key}{n}.{end}" for n in range(3) for end in ("jpg", "json")]
+    for n, place in enumerate(places):
+        assert read_member(tmp_path, *place) == bytes([n]) * (100 + n)
 
 
 def test_a_failure_leaves_nothing_under_a_final_name(tmp_path: Path) -> None:

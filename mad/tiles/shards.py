@@ -22,6 +22,7 @@ import simplejpeg
 from mad.files import MadError, atomic_path
 
 BLOCK = tarfile.BLOCKSIZE
+BLANK_HEADER = tarfile.TarInfo().tobuf(tarfile.GNU_FORMAT)
 
 
 def encode(pixels: np.ndarray, *, format: str, quality: int, subsampling: str) -> bytes:
@@ -46,23 +47,36 @@ def blur_score(pixels: np.ndarray) -> float:
 
 
 def member_header(name: str, size: int) -> bytes:
-    """The tar header of a member of `size` bytes, with a fixed time, owner and mode."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o644, 0
-    return info.tobuf(tarfile.GNU_FORMAT)
+    """The tar header of a member of `size` bytes, with a fixed time, owner and mode: a block, or three for a long name.
+
+    It is that of `tarfile`, which takes as long as the digest of a tile; here only name, size and checksum are filled in.
+    """
+    raw = name.encode()
+    if len(raw) > tarfile.LENGTH_NAME or size > 0o77777777777:
+        info = tarfile.TarInfo(name)
+        info.size = size
+        return info.tobuf(tarfile.GNU_FORMAT)
+    header = bytearray(BLANK_HEADER)
+    header[: len(raw)] = raw
+    header[124:135] = b"%011o" % size
+    header[148:154] = b"%06o" % (sum(header) - sum(BLANK_HEADER[148:156]) + 8 * ord(" "))
+    return bytes(header)
 
 
 class ShardWriter:
     """Writes the samples of one slide, split and kind into numbered tars of at most `max_bytes` (one sample at least).
 
-    A context manager: each tar gets its final name when it is complete, and none is left behind by an exception.
+    A context manager: each tar gets its final name when it is complete, and none is left behind by an exception. `names` are
+    those begun; `tars` tells the finished ones' `bytes` and `sha256`.
     """
 
     def __init__(self, folder: Path, stem: str, max_bytes: int) -> None:
         self._folder, self._stem, self._max_bytes = folder, stem, max_bytes
         self._open = ExitStack()
         self._file: IO[bytes] | None = None
+        self._digest = hashlib.sha256()
         self.names: list[str] = []
+        self.tars: dict[str, dict[str, Any]] = {}
 
     def add(self, key: str, images: Mapping[str, bytes], meta: Mapping[str, Any]) -> list[tuple[str, int, int]]:
         """Append one sample.
@@ -75,25 +89,33 @@ class ShardWriter:
         Returns:
             (shard file name, offset, size) of each image, in the same order.
         """
-        members = [*images.items(), ("json", json.dumps(meta, sort_keys=True).encode())]
-        size = sum(BLOCK + len(data) + -len(data) % BLOCK for _, data in members)
-        if self._file and self._file.tell() + size > self._max_bytes:
+        parts: list[bytes] = []
+        offsets, end = [], 0
+        for extension, data in (*images.items(), ("json", json.dumps(meta, sort_keys=True).encode())):
+            header = member_header(f"{key}.{extension}", len(data))
+            parts += (header, data, bytes(-len(data) % BLOCK))
+            offsets.append(end + len(header))
+            end = offsets[-1] + len(data) + len(parts[-1])
+        if self._file and self._file.tell() + end > self._max_bytes:
             self._finish()
         if self._file is None:
             self.names.append(f"{self._stem}-{len(self.names):06d}.tar")
             temporary = self._open.enter_context(atomic_path(self._folder / self.names[-1]))
             self._file = self._open.enter_context(temporary.open("wb"))
-        places = []
-        for extension, data in members:
-            self._file.write(member_header(f"{key}.{extension}", len(data)))
-            places.append((self.names[-1], self._file.tell(), len(data)))
-            self._file.write(data + b"\0" * (-len(data) % BLOCK))
-        return places[:-1]
+        start = self._file.tell()
+        self._write(b"".join(parts))
+        return [(self.names[-1], start + at, len(data)) for at, data in zip(offsets, images.values(), strict=False)]
+
+    def _write(self, data: bytes) -> None:
+        assert self._file
+        self._file.write(data)
+        self._digest.update(data)
 
     def _finish(self) -> None:
         if self._file:
-            self._file.write(b"\0" * (2 * BLOCK))
-            self._file = None
+            self._write(bytes(2 * BLOCK))
+            self.tars[self.names[-1]] = {"bytes": self._file.tell(), "sha256": self._digest.hexdigest()}
+            self._file, self._digest = None, hashlib.sha256()
             self._open.close()
 
     def __enter__(self) -> ShardWriter:

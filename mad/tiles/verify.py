@@ -128,11 +128,14 @@ class _Tar:
 
 def _image_faults(tar: _Tar, row: Any) -> Iterator[str]:
     """Header, pixels and padding of one row's member."""
-    if not tar.seek(int(row.offset) - BLOCK):
-        yield f"its offset {row.offset} does not follow the member before it"
-    found, data, padding = tar.take(BLOCK), tar.take(int(row.size)), tar.take(-int(row.size) % BLOCK)
     part = {"parent": "parent.", "child": f"{row.position:02d}.", "standalone": ""}[row.role]
-    if found not in [member_header(f"{row.sample_id}.{part}{format}", int(row.size)) for format in FORMATS]:
+    headers = {member_header(f"{row.sample_id}.{part}{format}", int(row.size)) for format in FORMATS}
+    gap = int(row.offset) - tar.position
+    length = gap if gap in map(len, headers) else BLOCK
+    if not tar.seek(int(row.offset) - length):
+        yield f"its offset {row.offset} does not follow the member before it"
+    found, data, padding = tar.take(length), tar.take(int(row.size)), tar.take(-int(row.size) % BLOCK)
+    if found not in headers:
         yield "the tar header before it is not the one that was written"
     if len(data) != row.size:
         yield f"the tar ends within it, at byte {tar.position}"
@@ -144,9 +147,9 @@ def _image_faults(tar: _Tar, row: Any) -> Iterator[str]:
 
 def _json_faults(tar: _Tar, row: Any) -> Iterator[str]:
     """Header, form and padding of the JSON member that ends a sample."""
-    found = tar.take(BLOCK)
+    found = tar.take(len(member_header(f"{row.sample_id}.json", 0)))
     try:
-        size = tarfile.TarInfo.frombuf(found, "utf-8", "strict").size
+        size = tarfile.TarInfo.frombuf(found[-BLOCK:], "utf-8", "strict").size
     except tarfile.HeaderError:
         size = -1
     if not 0 <= size <= MAX_JSON_BYTES or found != member_header(f"{row.sample_id}.json", size):
