@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pyvips
 
-from mad.slides.readers import OpenSlideReader, open_slide
+from mad.slides.readers import OpenSlideReader, Reader, open_slide
 
 
 def main() -> None:
@@ -24,29 +24,34 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     pyvips.cache_set_max(0)
-    ours, plain = open_slide(args.slide), OpenSlideReader(args.slide)
-    width, height = ours.level_dimensions[0]
+    with open_slide(args.slide) as slide:
+        (width, height), profile, name = slide.level_dimensions[0], slide.profile, type(slide).__name__
     places = [
         (x, y) for y in range(0, height - args.side + 1, args.side) for x in range(0, width - args.side + 1, args.side)
     ]
-    region = pyvips.Region.new(pyvips.Image.tiffload(args.slide)[:3])
 
-    def libvips(x: int, y: int) -> np.ndarray:
-        return np.frombuffer(region.fetch(x, y, args.side, args.side), np.uint8).reshape(args.side, args.side, 3)
+    def libvips() -> Callable[[int, int], np.ndarray]:
+        region = pyvips.Region.new(pyvips.Image.tiffload(args.slide)[:3])
+        shape = (args.side, args.side, 3)
+        return lambda x, y: np.frombuffer(region.fetch(x, y, args.side, args.side), np.uint8).reshape(shape)
 
-    readers: dict[str, Callable[[int, int], np.ndarray]] = {
-        f"mad ({type(ours).__name__})": lambda x, y: ours.read(0, x, y, args.side, args.side),
-        "OpenSlide": lambda x, y: plain.read(0, x, y, args.side, args.side),
+    def reading(reader: Reader) -> Callable[[int, int], np.ndarray]:
+        return lambda x, y: reader.read(0, x, y, args.side, args.side)
+
+    # Opened anew for every repeat: what one repeat decoded must not be there for the next.
+    readers: dict[str, Callable[[], Callable[[int, int], np.ndarray]]] = {
+        f"mad ({name})": lambda: reading(open_slide(args.slide)),
+        "OpenSlide": lambda: reading(OpenSlideReader(args.slide)),
         "libvips": libvips,
     }
-    first = [read(*places[0]).astype(int) for read in readers.values()]
+    first = [opened()(*places[0]).astype(int) for opened in readers.values()]
     worst = max(int(np.abs(first[0] - other).max()) for other in first[1:])
-    if ours.profile:
-        srgb = open_slide(args.slide, "apply")
-        readers["mad, ICC applied"] = lambda x, y: srgb.read(0, x, y, args.side, args.side)
+    if profile:
+        readers["mad, ICC applied"] = lambda: reading(open_slide(args.slide, "apply"))
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(args.repeats):
-        for name, read in readers.items():
+        for name, opened in readers.items():
+            read = opened()
             start = time.perf_counter()
             for place in places:
                 read(*place)

@@ -165,6 +165,10 @@ def test_unchanged_shards_are_not_cut_again(slides: Path, tmp_path: Path, monkey
     next((folder / "shard" / "S01").glob("*.tar")).unlink()
     shard.run(config, row)
     assert len(cuts) == 3
+    tar = next((folder / "shard" / "S01").glob("*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-600])
+    shard.run(config, row)
+    assert len(cuts) == 4 and table.read_bytes() == before
 
 
 def test_a_tile_is_shown_or_refused(slides: Path, tmp_path: Path) -> None:
