@@ -29,7 +29,12 @@ class MadError(Exception):
 
 
 class StorageError(MadError):
-    """A result cannot be written: the machine's fault, never that of a slide."""
+    """A file cannot be written, or read for the machine's own reasons: never the fault of a slide."""
+
+
+def unreadable(path: Pathlike, error: OSError) -> StorageError:
+    """What to raise where the system cannot read a file that is there: its content is not at fault."""
+    return StorageError(f"{path}: cannot be read ({error}); mend the disk or its mount, and run again")
 
 
 @contextmanager

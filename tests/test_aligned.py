@@ -13,7 +13,7 @@ from conftest import decode_coordinates, write_tiff
 from mad.config.model import TileConfig
 from mad.files import MadError
 from mad.slides.readers import OpenSlideReader, Reader, ReadError, TiffReader, open_slide
-from mad.tiles.aligned import AlignedSlide, open_aligned
+from mad.tiles.aligned import AlignedSlide, Footprint, open_aligned
 from mad.tiles.index import tile_table
 from mad.tiles.pyramid import parse_tile_id
 
@@ -209,3 +209,52 @@ def test_an_overview_starts_where_the_grid_does(tmp_path: Path) -> None:
         view = reader.overview(10.0, 40, 50, left=230, top=310)
         assert np.abs(view[..., 0].mean(0) - (230 + 10 * np.arange(50) + 4.5) / 4).max() < 1.5
         assert np.abs(view[..., 1].mean(1) - (310 + 10 * np.arange(40) + 4.5) / 4).max() < 1.5
+
+
+@pytest.mark.parametrize("pyramid", ["scanner", "area"])
+def test_tiles_of_a_footprint_are_in_place_and_do_not_depend_on_each_other(tmp_path: Path, pyramid: str) -> None:
+    """28x, on the grid in micrometres, as the shards are cut: smooth ramps tell where each tile lies."""
+    side, mpp = 2600, 0.357
+
+    def ramp(size: int) -> np.ndarray:
+        step = side / size
+        at = (np.arange(size) + 0.5) * step
+        fraction = np.stack(np.broadcast_arrays(at[None, :] / side, at[:, None] / side, 0.5), axis=-1)
+        return np.floor(fraction * 255 + np.random.default_rng(0).random((size, size, 1))).astype(np.uint8)
+
+    write_tiff(tmp_path / "s.tiff", [ramp(side), ramp(side // 4)], mpp=mpp)
+    with open_aligned(tmp_path / "s.tiff", TileConfig(tile_px=112, pyramid=pyramid)) as slide:
+        assert not slide.plan.keeps_pixel_grid
+        last = Footprint(slide, 0, 0).tile((0, 0, 15))
+        everything = Footprint(slide, 0, 0)
+        for index in [(0, 0), *slide.grid.ladder.children((0, 0))]:
+            pixels = everything.tile(index)
+            assert pixels is not None
+            level, row, column = slide.grid.ladder.position(index)
+            exact = slide.grid.finest_px * slide.grid.ladder.span(level)
+            middle = np.array([(column + 0.5) * exact, (row + 0.5) * exact])
+            found = pixels[..., :2].mean(axis=(0, 1)) / 255 * side
+            assert np.abs(found - middle).max() < 5, index  # the ramp rises by 1 in 10 px; the noise averages out
+        assert last is not None and np.array_equal(last, everything.tile((0, 0, 15)))
+
+
+def test_a_long_narrow_slide_does_not_drift(tmp_path: Path) -> None:
+    """1003 px shrink to 62: along the short side the level looks 16.18 times smaller. The longer side tells the truth."""
+    levels = [np.full((1003 // d, 30000 // d, 3), 200, np.uint8) for d in (1, 4, 16)]
+    write_tiff(tmp_path / "s.tiff", levels, mpp=0.25)
+    with open_aligned(tmp_path / "s.tiff", CONFIG) as slide:
+        assert [(plan.level, plan.native) for plan in slide.plan.levels] == [(2, True), (1, True), (0, True)]
+    with open_aligned(tmp_path / "s.tiff", CONFIG, 0.125) as slide:
+        assert [plan.level_downsample for plan in slide.plan.levels] == [16.0, 4.0, 1.0]
+
+
+def test_bounds_without_a_pixel_are_refused(coordinate_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TiffReader, "bounds", property(lambda self: (3, 3, 5, 5)))
+    with pytest.raises(MadError, match="bounds"):
+        open_aligned(coordinate_slide, CONFIG)
+    monkeypatch.undo()
+    with pytest.raises(MadError, match="coarser than every magnification"):
+        open_aligned(coordinate_slide, CONFIG, 8.0)
+    monkeypatch.setattr(TiffReader, "bounds", property(lambda self: (0, 0, 100_000, 80_000)))
+    with pytest.raises(MadError, match="would measure 250 x 200 mm"):
+        open_aligned(coordinate_slide, CONFIG, 2.5)

@@ -152,9 +152,12 @@ def test_status_and_label_choose_tiles() -> None:
     assert chosen(status=["blank", "edge"], labels=["B", "C"]) == "d" and chosen(labels=["C"]) == ""
 
 
-def test_a_slide_without_a_tile_gives_an_empty_file(config: Config) -> None:
-    with h5py.File(written(config, "trident", 40, labels=["Gray Matter"])) as file:
-        assert file["coords"].shape == (0, 2) and len(file["tile_id"]) == 0
+@pytest.mark.parametrize("format", ["clam", "trident"])
+def test_a_slide_without_a_tile_is_left_out(config: Config, format: Any) -> None:
+    """CLAM stops at a file without coordinates."""
+    folder = Path(config.results) / "empty"
+    assert export(Path(config.results), ["C1"], format, Selection(40, labels=["Gray Matter"]), 64, folder) == {}
+    assert not list(folder.rglob("*.h5"))
 
 
 def test_faults_are_named(config: Config, coordinate_slide: Path, tmp_path: Path) -> None:

@@ -243,10 +243,16 @@ def test_the_stage_gives_the_same_bytes_in_any_number_of_processes(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_pairs": {"10x-20x": 3}}, r"name \['10x-20x'\]; the ladder"),
-        ({"max_standalone": {"40x": {"Gray": 3}}}, r"name \['Gray'\]; label.classes has"),
+        ({"max_pairs": {"10x-20x": 3}}, r"max_pairs names \['10x-20x'\]; the ladder"),
+        ({"max_standalone": {"40x": {"Gray": 3}}}, r"max_standalone names \['Gray'\]; label.classes has"),
     ],
 )
 def test_caps_of_what_there_is_not_are_named(tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(MadError, match=message):
-        sample.run(parse_config({"results": str(tmp_path), "sample": options}))
+        parse_config({"results": str(tmp_path), "sample": options})
+
+
+def test_caps_of_a_file_that_is_merged_over_are_taken_away_by_null(tmp_path: Path) -> None:
+    ladder = {"magnifications": [5, 20]}
+    caps = {"max_standalone": {"2.5x": None, "10x": None, "40x": None, "5x": 3}}
+    assert parse_config({"results": str(tmp_path), "tile": ladder, "sample": caps}).sample.max_standalone["5x"] == 3

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mad.files import MadError
 from mad.slides.scale import SAME_DOWNSAMPLE, ScalePlan, plan_scale
 
 LADDERS = [(2.5, 10.0, 40.0), (5.0, 20.0), (5.0, 10.0, 20.0), (1.25, 10.0), (40.0,)]
@@ -49,7 +50,21 @@ def test_28x_20x_and_coarser_scans_lie_on_a_grid_in_micrometres(mpp: float) -> N
     assert not result.keeps_pixel_grid
     assert result.finest_px * mpp == pytest.approx(224 * 0.25)
     assert not any(level.native for level in result.levels)
-    assert [level.available for level in result.levels] == [10 / m >= mpp * 0.88 for m in LADDERS[0]]
+    assert [level.available for level in result.levels] == [10 / m * 1.12 >= mpp for m in LADDERS[0]]
+
+
+def test_levels_are_whole_downsamples_but_for_the_rounding_of_their_size() -> None:
+    """Levels that are shrunk once more too: 4.0012 taken at its word lies 30 px beside at the far end of 120,000 px."""
+    result = plan(0.125, [1.0, 4.0012, 15.9988])
+    assert [level.level_downsample for level in result.levels] == [16.0, 4.0, 1.0]
+    assert not any(level.native for level in result.levels)
+    assert plan(0.25, [1.0, 3.5]).levels[1].level_downsample == 3.5
+
+
+def test_dropped_means_never_enlarged() -> None:
+    """A slide that does not keep its own grid is coarser than 40x by more than the tolerance: 40x is dropped, not enlarged."""
+    for mpp in (0.2801, 0.282, 0.285):
+        assert [level.available for level in plan(mpp, [1.0]).levels] == [True, True, False]
 
 
 def test_area_never_reads_a_level_of_the_scanner() -> None:
@@ -59,6 +74,10 @@ def test_area_never_reads_a_level_of_the_scanner() -> None:
 
 @given(st.floats(0.1, 1.2), st.sampled_from(PYRAMIDS), st.sampled_from(LADDERS), st.sampled_from(["scanner", "area"]))
 def test_every_plan_is_sound(mpp: float, downsamples: list[float], ladder: tuple[float, ...], pyramid: str) -> None:
+    if mpp > 1.12 * 10 / ladder[0]:
+        with pytest.raises(MadError, match="coarser than every magnification"):
+            plan(mpp, downsamples, ladder, pyramid=pyramid)
+        return
     result = plan(mpp, downsamples, ladder, pyramid=pyramid)
     finest_mpp = 10 / ladder[-1]
     for magnification, level in zip(ladder, result.levels, strict=True):
@@ -72,6 +91,7 @@ def test_every_plan_is_sound(mpp: float, downsamples: list[float], ladder: tuple
             assert abs(downsamples[level.level] / level.downsample - 1) <= SAME_DOWNSAMPLE
         if pyramid == "area":
             assert level.level == 0
+        assert not level.available or level.downsample >= 1 / 1.12 - 1e-12
     if result.keeps_pixel_grid:
         assert result.finest_px == int(result.finest_px) >= 224
         assert all(level.available for level in result.levels)

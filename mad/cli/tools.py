@@ -108,11 +108,12 @@ def tiles_show(
     config: ConfigFile = DEFAULT,
 ) -> None:
     """Write one tile's pixels, straight from its slide, as PNG."""
-    import cv2
+    from PIL import Image
 
-    from mad.tiles.aligned import open_aligned
+    from mad.tiles.aligned import Footprint, open_aligned
     from mad.tiles.pyramid import parse_tile_id
 
+    output = output.with_suffix(".png")
     settings = load_config(config)
     try:
         slide_id, index = parse_tile_id(tile_id)
@@ -120,11 +121,14 @@ def tiles_show(
         raise MadError(str(error)) from None
     (row,) = find_rows(settings, [slide_id])
     with open_aligned(row.path, settings.tile, row.mpp) as slide:
-        if not slide.grid.holds(index):
+        if not slide.grid.holds(index) or not slide.plan.levels[len(index) - 2].available:
             raise MadError(f"{tile_id}: {slide_id} has no such tile; `status` and ids stand in tile/{slide_id}.parquet")
         x, y, side, _ = slide.grid.rectangle(*slide.grid.ladder.position(index))
-        with atomic_path(output.with_suffix(".png")) as temporary:
-            cv2.imwrite(str(temporary), cv2.cvtColor(slide.tile(index), cv2.COLOR_RGB2BGR))
+        pixels = Footprint(slide, *index[:2]).tile(index)
+        if pixels is None:
+            raise MadError(f"{tile_id}: its pixels cannot be decoded; is {row.path} whole? Copy it anew")
+        with atomic_path(output) as temporary:
+            Image.fromarray(pixels).save(temporary)
     typer.echo(f"{output}: {tile_id}, {side} level-0 px at ({x}, {y}) of {row.path}")
 
 
@@ -195,8 +199,11 @@ def export(
     if unknown := sorted(set(label or []) - set(settings.label.classes)):
         raise MadError(f"--label {unknown[0]!r} is no class of this configuration; there are {settings.label.classes}")
     names = [row.slide_id for row in find_rows(settings, slides)]
-    for value in magnification or tiled_magnifications(results, names):
+    values = magnification or tiled_magnifications(results, names)
+    if not values:
+        raise MadError("none of these slides gave a tile; `mad qc` makes a page that tells why")
+    for value in values:
         selection = Selection(value, [each.value for each in status or [Status.ok]], label)
         written = write(results, names, format.value, selection, settings.tile.tile_px, folder)
-        left_out = f"; {len(names) - len(written)} slides do not have it" if len(written) < len(names) else ""
+        left_out = f"; {len(names) - len(written)} slides have no such tile" if len(written) < len(names) else ""
         log(f"export {value:g}x: {sum(written.values())} tiles of {len(written)} slides to {folder}{left_out}")

@@ -24,16 +24,35 @@ def json_schema() -> dict[str, Any]:
 def load_config(path: Pathlike) -> Config:
     """Read a YAML or JSON configuration file.
 
+    A YAML file other than `config.yaml` is an override, as for Snakemake: it is merged over the `config.yaml` of the working
+    directory, where there is one. JSON is what the workflow has merged already.
+
     Raises:
         MadError: the file is missing, is no mapping, or holds a wrong key or value; every fault is named with its key.
     """
-    path = Path(path)
+    path, base = Path(path), Path("config.yaml")
+    value = _read(path)
+    if path.suffix == ".json" or not base.exists() or path.resolve() == base.resolve():
+        return parse_config(value, source=str(path))
+    return parse_config(merge(_read(base), value), source=f"{path} over {base}")
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise MadError(f"{path}: no such configuration file")
-    value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MadError(f"{path}: is no YAML ({error})") from None
     if not isinstance(value, dict):
         raise MadError(f"{path}: a configuration is a mapping of keys to values, this is {type(value).__name__}")
-    return parse_config(value, source=str(path))
+    return value
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` merged into `base` as Snakemake merges a --configfile: dictionaries deeply, anything else replaced."""
+    both = {key: merge(base[key], over[key]) for key in over if all(isinstance(v.get(key), dict) for v in (base, over))}
+    return {**base, **over, **both}
 
 
 def parse_config(value: dict[str, Any], source: str = "config") -> Config:
@@ -47,7 +66,8 @@ def parse_config(value: dict[str, Any], source: str = "config") -> Config:
 
 def _explain(fault: Any) -> str:
     if fault["type"] != "extra_forbidden":
-        return f"{fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"[:300]
+        given = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+        return f"{fault['msg'].removeprefix('Value error, ')}{given}"[:400]
     section: Any = Config
     for part in fault["loc"][:-1]:
         if isinstance(part, str):

@@ -115,7 +115,7 @@ class LabelConfig(Section):
         max_length=255,
     )
     """Class names in order of priority: the first wins ties and overlaps of polygons."""
-    colours: dict[str, str] = {}
+    colours: dict[str, Annotated[str, Field(pattern="^#[0-9A-Fa-f]{6}$")]] = {}
     """Colour per class, `#rrggbb`, for maps and figures; the rest get a default palette."""
     rename: dict[str, str] = {}
     """Annotation name -> class name, for annotations that use other words."""
@@ -132,6 +132,10 @@ class LabelConfig(Section):
 
     @model_validator(mode="after")
     def _known(self) -> LabelConfig:
+        if "Unlabelled" in self.classes:
+            raise ValueError(
+                "classes: 'Unlabelled' is the name of tiles without a class; call the class something else"
+            )
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes holds a name twice: {self.classes}")
         for what, names in (
@@ -221,6 +225,24 @@ class Config(Section):
     """Encoders to embed with, evaluate and compare, one entry each."""
     evaluate: EvaluationConfig = EvaluationConfig()
     """Protocols."""
+
+    @model_validator(mode="after")
+    def _caps_name_what_there_is(self) -> Config:
+        names = [f"{magnification:g}x" for magnification in self.tile.magnifications]
+        for key, kinds in (("max_pairs", [f"{a}-{b}" for a, b in pairwise(names)]), ("max_standalone", names)):
+            caps = {kind: cap for kind, cap in getattr(self.sample, key).items() if cap is not None}
+            if unknown := sorted(set(caps) - set(kinds)):
+                raise ValueError(
+                    f"sample.{key} names {unknown}; the ladder {self.tile.magnifications} has {kinds}. Caps that come from the "
+                    "file that this one is merged over are taken away by null"
+                )
+            classes = {name for cap in caps.values() if isinstance(cap, dict) for name in cap}
+            if unknown := sorted(classes - set(self.label.classes)):
+                raise ValueError(
+                    f"sample.{key} names {unknown}; label.classes has {self.label.classes}, and tiles of no class are capped by "
+                    "sample.max_unlabelled"
+                )
+        return self
 
     @model_validator(mode="after")
     def _names(self) -> Config:

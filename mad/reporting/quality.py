@@ -67,7 +67,7 @@ def slide_facts(
         stored = shard[shard["status"] == "ok"].drop_duplicates("tile_id")
         facts["in_shards"] = {f"{m:g}x": int(n) for m, n in stored.groupby("magnification").size().items()}
         facts["splits"] = {str(split): int(n) for split, n in stored.groupby("split").size().items()}
-        facts["unreadable"] = int((shard["status"] != "ok").sum())
+        facts["unreadable"] = int((shard["status"] == "unreadable").sum())
         if tiles is not None and len(stored):
             full = stored.merge(tiles.loc[tiles["tissue"] >= FOCUS_TISSUE, ["tile_id"]], on="tile_id")
             facts["focus"] = {f"{m:g}x": blur.to_numpy(float) for m, blur in full.groupby("magnification")["blur"]}
@@ -166,7 +166,7 @@ def _warnings(facts: Facts, focus: Mapping[str, Mapping[str, float]]) -> list[st
         return []
     found = [facts["cause"]] if facts["cause"] else []
     if facts["unreadable"]:
-        found.append(f"{facts['unreadable']} selected tiles are unreadable or belong to a pair with such a tile")
+        found.append(f"{facts['unreadable']} selected tiles are unreadable; their pairs are left out")
     if (facts["pen_share"] or 0) >= WARN_INK:
         found.append(f"pen marks on {facts['pen_share']:.1%} of the tissue ({facts['inked']} tiles)")
     for magnification, numbers in focus.items():

@@ -178,9 +178,10 @@ def plan_scale(
     if not keeps:
         unit = finest_mpp / mpp
     levels = []
+    level_downsamples = [_whole(value) for value in level_downsamples]
     for magnification in magnifications:
         downsample = unit * magnifications[-1] / magnification
-        available = downsample >= 1 - tolerance
+        available = downsample * (1 + tolerance) >= 1
         if not available and on_missing == "fail":
             raise MadError(
                 f"{slide}: {magnification:g}x asks for {10 / magnification:.3g} um/px, the slide has {mpp:.3g}; "
@@ -199,4 +200,15 @@ def plan_scale(
                 available=available or on_missing == "upsample",
             )
         )
+    if not any(level.available for level in levels):
+        raise MadError(
+            f"{slide}: at {mpp:.3g} um/px it is coarser than every magnification of the ladder {list(magnifications)}; is its "
+            "`mpp` in the cohort sheet right? Otherwise extend tile.magnifications, or take it off the sheet"
+        )
     return ScalePlan(mpp=mpp, keeps_pixel_grid=keeps, finest_px=tile_px * unit, levels=tuple(levels))
+
+
+def _whole(downsample: float) -> float:
+    """A level's downsample, a whole number where it is one but for the rounding of the level's size."""
+    nearest = float(round(downsample))
+    return nearest if abs(downsample / nearest - 1) <= SAME_DOWNSAMPLE else downsample

@@ -111,6 +111,10 @@ def _cells(path: Path) -> tuple[list[Record], list[str]]:
     faults = [f"line {head}: column {name!r} occurs twice" for name, n in Counter(columns).items() if name and n > 1]
     for name in columns:
         plain = re.sub(r"[^a-z0-9]+", "_", name.lower())
+        if plain == "split_by":
+            faults.append(
+                f"line {head}: column {name!r} is a setting of the configuration (cohort.split_by); rename it"
+            )
         if name not in KNOWN and plain in KNOWN:
             faults.append(f"line {head}: column {name!r} is to be written {plain!r}")
     if faults:
@@ -155,6 +159,9 @@ def check_rows(
         faults += [
             f"patient {who!r} is on two sides: {sorted(where)}" for who, where in sides.items() if len(where) > 1
         ]
+    lower = Counter(who.lower() for who in sides)
+    if alike := sorted(who for who in sides if lower[who.lower()] > 1):
+        faults.append(f"patients {alike} differ in case alone; are they one? Write each patient always alike")
     if split_by == "block" and given:
         faults.append(
             "has a split column, which cohort.split_by: block does not use; empty it, or set split_by: patient"

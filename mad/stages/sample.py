@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from mad.config import Config
-from mad.files import MadError, read_parquet, write_parquet
+from mad.files import read_parquet, write_parquet
 from mad.progress import log, track
 from mad.slides.sheet import SlideRow, cohort_rows
 from mad.tiles.pyramid import Ladder
@@ -86,22 +86,6 @@ def _ladder(config: Config) -> Ladder:
 
 
 def _caps(config: Config) -> Caps:
-    """The caps of `sample:`.
-
-    Raises:
-        MadError: they name a kind of sample or a class that there is not.
-    """
-    ladder, options = _ladder(config), config.sample
-    caps = {**options.max_pairs, **options.max_standalone}
-    kinds = [ladder.name(n) for n in range(len(ladder))] + [ladder.transition(n) for n in range(len(ladder) - 1)]
-    if unknown := sorted(set(caps) - set(kinds)):
-        raise MadError(
-            f"sample.max_pairs / max_standalone name {unknown}; the ladder {ladder.magnifications} has {kinds}"
-        )
-    named = {name for cap in caps.values() if isinstance(cap, dict) for name in cap}
-    if unknown := sorted(named - set(config.label.classes)):
-        raise MadError(
-            f"sample.max_pairs / max_standalone name {unknown}; label.classes has {config.label.classes}, and tiles of no "
-            "class are capped by sample.max_unlabelled"
-        )
+    options = config.sample
+    caps = {kind: cap for kind, cap in (options.max_pairs | options.max_standalone).items() if cap is not None}
     return Caps(caps, options.max_unlabelled, options.test_share)

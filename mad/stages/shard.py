@@ -1,7 +1,8 @@
 """Stage `shard`: the selected tiles' native pixels in tars, and where each lies, as `shard/{slide}.parquet`.
 
 Coarsest tile by coarsest tile, so that each compressed tile of the slide is decoded once and each tile encoded once. A
-tile that cannot be decoded is `unreadable`; its sample, if it belongs to a pair, is left out whole, and the table says so.
+tile that cannot be decoded is `unreadable`; its sample, if it belongs to a pair, is left out whole, and the others of it are
+`incomplete`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ import pandas as pd
 
 from mad.config import Config
 from mad.config.model import ShardConfig
-from mad.files import digest, file_stamp, read_json, read_parquet, sha256_file, write_json, write_parquet
+from mad.files import (
+    MadError,
+    StorageError,
+    digest,
+    file_stamp,
+    read_json,
+    read_parquet,
+    sha256_file,
+    write_json,
+    write_parquet,
+)
 from mad.progress import log, track
 from mad.slides.sheet import SlideRow, cohort_rows
 from mad.tiles.aligned import AlignedSlide, Footprint, open_aligned
@@ -51,19 +62,30 @@ def run(config: Config, row: SlideRow) -> None:
         log(f"shard {row.slide_id}: up to date")
         return
     selected = read_parquet(selection)
-    if selected.empty:
-        table, tars = pd.DataFrame(columns=COLUMNS), dict[str, dict[str, Any]]()
-    else:
-        with open_aligned(row.path, config.tile, row.mpp) as slide:
-            table, tars = _cut(config, slide, selected, folder / row.slide_id)
+    try:
+        table, tars = _cut(config, row, selected, folder / row.slide_id)
+    except MadError as error:
+        if config.on_bad_slide == "fail" or isinstance(error, StorageError):
+            raise
+        # Tars of an earlier run stay: they are whole again when the slide is back.
+        log(f"shard {row.slide_id}: its {len(selected)} tiles cannot be read: {error}")
+        write_parquet(folder / f"{row.slide_id}.parquet", _lost(config, selected)[COLUMNS].astype(TYPES))
+        return
     (folder / row.slide_id / "index.json").unlink(missing_ok=True)
     _remove_strangers(folder / row.slide_id, set(table["shard"].dropna()))
     table = table[COLUMNS].astype(TYPES)
     write_parquet(folder / f"{row.slide_id}.parquet", table)
     write_parquet(folder / row.slide_id / "index.parquet", table)
     write_json(folder / row.slide_id / "index.json", {"key": key, "tars": tars})
-    unreadable = int((table["status"] == "unreadable").sum())
-    log(f"shard {row.slide_id}: {len(table)} tiles" + (f", {unreadable} of them unreadable" if unreadable else ""))
+    lost = int((table["status"] == "unreadable").sum())
+    log(f"shard {row.slide_id}: {len(table)} tiles" + (f", {lost} of them unreadable" if lost else ""))
+
+
+def _lost(config: Config, selected: pd.DataFrame) -> pd.DataFrame:
+    """The table of a slide that cannot be opened any more."""
+    levels = [len(parse_tile_id(name)[1]) - 2 for name in selected["tile_id"]]
+    magnifications = [config.tile.magnifications[level] for level in levels]
+    return selected[COLUMNS[:6]].assign(**_row("", None, None), magnification=magnifications)
 
 
 def _key(config: Config, row: SlideRow, selection: Path) -> str:
@@ -79,11 +101,13 @@ def _copy_if_fresh(folder: Path, slide_id: str, key: str) -> bool:
     came out the same are not cut again.
     """
     stamp, copy = folder / slide_id / "index.json", folder / slide_id / "index.parquet"
-    if not stamp.exists() or not copy.exists() or read_json(stamp)["key"] != key:
+    try:
+        known, table = read_json(stamp), pd.read_parquet(copy)
+    except (OSError, ValueError):  # never made, or damaged
         return False
-    if read_json(stamp).get("tars") != _tars(folder / slide_id):
+    if known != {"key": key, "tars": _tars(folder / slide_id)}:
         return False
-    write_parquet(folder / f"{slide_id}.parquet", read_parquet(copy))
+    write_parquet(folder / f"{slide_id}.parquet", table)
     return True
 
 
@@ -104,13 +128,28 @@ def run_cohort(config: Config) -> None:
         for (split, kind, role), n in ok.groupby(["split", "kind", "role"]).size().items()
     }
     content = hashlib.sha256("\n".join((ok["kind"] + ok["tile_id"] + ok["sha256"]).tolist()).encode()).hexdigest()
-    write_json(folder / "cohort.json", {"tiles": counts, "unreadable": len(table) - len(ok), "sha256": content})
+    write_json(
+        folder / "cohort.json",
+        {"tiles": counts, "unreadable": int((table["status"] == "unreadable").sum()), "sha256": content},
+    )
 
 
-def _cut(
-    config: Config, slide: AlignedSlide, selected: pd.DataFrame, folder: Path
-) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
-    """Write the tars; returns the shard table in the order of `selected`, and each tar's size and digest."""
+Tars = dict[str, dict[str, Any]]
+
+
+def _cut(config: Config, row: SlideRow, selected: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, Tars]:
+    """Write the tars; returns the shard table in the order of `selected`, and each tar's size and digest.
+
+    Raises:
+        MadError: the slide cannot be opened, or not be read or written by the machine.
+    """
+    if selected.empty and Path(row.path).exists():
+        return pd.DataFrame(columns=COLUMNS), {}
+    with open_aligned(row.path, config.tile, row.mpp) as slide:
+        return _write_tars(config, slide, selected, folder)
+
+
+def _write_tars(config: Config, slide: AlignedSlide, selected: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, Tars]:
     ladder, options = slide.grid.ladder, config.shard
     index = [parse_tile_id(name)[1] for name in selected["tile_id"]]
     sample_of = list(zip(selected["kind"], selected["split"], selected["sample_id"], strict=True))
@@ -184,7 +223,8 @@ def _row(folder: str, tile: _Encoded | None, place: tuple[str, int, int] | None)
     """A tile's own columns of the shard table; without a `place`, its sample was left out."""
     blur = np.nan if tile is None else tile.blur
     if tile is None or place is None:
-        return {"shard": None, "offset": -1, "size": 0, "sha256": None, "status": "unreadable", "blur": blur}
+        status = "unreadable" if tile is None else "incomplete"
+        return {"shard": None, "offset": -1, "size": 0, "sha256": None, "status": status, "blur": blur}
     name, offset, size = place
     shard = f"{folder}/{name}"
     return {"shard": shard, "offset": offset, "size": size, "sha256": tile.sha256, "status": "ok", "blur": blur}

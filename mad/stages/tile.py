@@ -20,7 +20,7 @@ from mad.progress import log
 from mad.reporting.overlay import write_overlay
 from mad.slides.pen import pen_mask
 from mad.slides.sheet import SlideRow
-from mad.slides.tissue import tissue_mask
+from mad.slides.tissue import tissue_mask, unscanned
 from mad.tiles.aligned import AlignedSlide, open_aligned
 from mad.tiles.annotated import annotated_raster
 from mad.tiles.index import empty_table, tile_table
@@ -76,8 +76,9 @@ def _tile(config: Config, row: SlideRow, slide: AlignedSlide, picture: Path) -> 
         size=slide.reader.level_dimensions[0],
     )
     if row.annotation and config.label.glass_is_background and config.label.background:
-        fine = cv2.resize(tissue.astype(np.uint8), raster.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        raster[(raster == NO_CLASS) & (fine == 0)] = classes.index(config.label.background)
+        glass = ~(tissue | pen | unscanned(overview, mpp=mpp * downsample))
+        fine = cv2.resize(glass.astype(np.uint8), raster.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        raster[(raster == NO_CLASS) & (fine == 1)] = classes.index(config.label.background)
 
     table = tile_table(
         row.slide_id,

@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 
 from mad.config.model import TileConfig
-from mad.files import Pathlike
+from mad.files import MadError, Pathlike
 from mad.progress import log
 from mad.slides.readers import Reader, ReadError, open_slide
 from mad.slides.scale import LevelPlan, Scale, ScalePlan, plan_scale, read_scale
 from mad.tiles.pyramid import Grid, Index, Ladder
+
+MAX_SLIDE_UM2 = 200_000.0**2
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Footprint:
     """The tiles of one coarsest tile at every magnification; what several of them are made from is read once.
 
     Native tiles are read one by one. The others are cut from the whole footprint, resampled at once: so their pixels do not
-    depend on which of them are asked for.
+    depend on which of them are asked for. (Where the footprint is damaged they are resampled one by one, from pixels that may lie
+    half a source pixel beside.)
     """
 
     def __init__(self, slide: AlignedSlide, i: int, j: int) -> None:
@@ -153,21 +156,26 @@ def open_aligned(path: Pathlike, config: TileConfig, mpp: float | None = None) -
             pyramid=config.pyramid,
             slide=str(path),
         )
+        return AlignedSlide(reader, scale, plan, _grid(reader, plan, config), config.tile_px)
     except Exception:
         reader.close()
         raise
+
+
+def _grid(reader: Reader, plan: ScalePlan, config: TileConfig) -> Grid:
+    """The grid over the slide's bounds; where the slide keeps its own pixels, it starts on a whole pixel of every level."""
     x, y, width, height = reader.bounds
     coarsest = round(plan.levels[0].downsample) if plan.keeps_pixel_grid else 1
-    left, top = (
-        -(-x // coarsest) * coarsest,
-        -(-y // coarsest) * coarsest,
-    )  # so that every level starts on a whole pixel
-    grid = Grid(
-        ladder=Ladder(tuple(config.magnifications)),
-        finest_px=plan.finest_px,
-        width=x + width - left,
-        height=y + height - top,
-        left=left,
-        top=top,
-    )
-    return AlignedSlide(reader, scale, plan, grid, config.tile_px)
+    left, top = -(-x // coarsest) * coarsest, -(-y // coarsest) * coarsest
+    width, height = x + width - left, y + height - top
+    if width <= 0 or height <= 0:
+        raise MadError(
+            f"{reader.path}: its bounds {reader.bounds} hold no tissue to tile; is the file whole? Copy it anew"
+        )
+    if width * height * plan.mpp**2 > MAX_SLIDE_UM2:
+        sides = " x ".join(f"{side * plan.mpp / 1000:.0f}" for side in (width, height))
+        raise MadError(
+            f"{reader.path}: at {plan.mpp:.3g} um/px it would measure {sides} mm, "
+            "more than any slide; mend its `mpp` in the cohort sheet"
+        )
+    return Grid(Ladder(tuple(config.magnifications)), plan.finest_px, width, height, left, top)

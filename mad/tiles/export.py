@@ -79,6 +79,8 @@ def export(
     written = {}
     for slide, plan in level.items():
         table = selection.of(read_parquet(results / "tile" / f"{slide}.parquet", columns=COLUMNS))
+        if table.empty:  # CLAM stops at a slide without a tile
+            continue
         with open_slide(facts[slide]["path"]) as reader:
             dimensions = reader.level_dimensions
         name = names[slide]

@@ -36,15 +36,18 @@ class TileStore(Mapping[str, np.ndarray]):
         """
         Args:
             results: the folder that `results` in the configuration names.
-            slides: the slides to offer; None offers every slide that has a shard table.
+            slides: the slides to offer; None offers those of the cohort that have a shard table, and not what an earlier
+                cohort left in the folder.
 
         Raises:
             MadError: there is no shard table, or none of one of `slides`.
         """
         self._folder = Path(results) / "shard"
         found = sorted(path.stem for path in self._folder.glob("*.parquet"))
-        self.slides = list(slides) if slides is not None else found
-        if not found:
+        cohort = Path(results) / "cohort" / "slides.parquet"
+        known = set(read_parquet(cohort, ["slide_id"])["slide_id"]) if cohort.exists() else set(found)
+        self.slides = list(slides) if slides is not None else [slide for slide in found if slide in known]
+        if not (found and self.slides):
             raise MadError(f"{self._folder}: no shard table; cut shards first: `snakemake --cores 2 shard`")
         if absent := [slide for slide in self.slides if slide not in found]:
             raise MadError(f"{self._folder}: no shard table of {absent[0]!r}{_nearest(absent[0], found)}")

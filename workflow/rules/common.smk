@@ -25,6 +25,12 @@ try:
 except MadError as error:
     raise WorkflowError(str(error)) from None
 
+if not any(Path(row.path).exists() for row in SLIDES.values()) and CFG.cohort.sheet:
+    raise WorkflowError(
+        f"{CFG.cohort.sheet}: none of its {len(SLIDES)} slides is there, the first being "
+        f"{next(iter(SLIDES.values())).path}; is their disk mounted?"
+    )
+
 RESULTS = CFG.results
 RUNS = {run.name: run for run in CFG.runs}
 ENCODERS = {encoder.name: encoder for encoder in CFG.encoders}

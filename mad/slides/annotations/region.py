@@ -7,11 +7,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import shapely
 
-from mad.files import MadError
+from mad.files import MadError, unreadable
 
 MAX_BYTES = 2_000_000_000  # decompressed: more is no annotation, or an attack
 MAX_COORDINATE = 1e9  # px: no slide is so wide, and sums and products stay exact
@@ -24,7 +25,7 @@ UNREADABLE = (
     ArithmeticError,
     RecursionError,
     EOFError,
-    OSError,
+    gzip.BadGzipFile,
     zlib.error,
     shapely.errors.ShapelyError,
 )
@@ -97,13 +98,22 @@ def chunks(path: Path) -> Iterator[bytes]:
     check_file(path)
     num_bytes = 0
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
+        while chunk := _read(file, path):
             num_bytes += len(chunk)
             if num_bytes > MAX_BYTES:
                 raise ValueError(f"more than {MAX_BYTES / 1e9:g} GB")
             yield chunk
     if not num_bytes:
         raise ValueError("the file is empty")
+
+
+def _read(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
+    try:
+        return file.read(CHUNK_BYTES)
+    except gzip.BadGzipFile:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def check_coordinates(points: np.ndarray) -> None:

@@ -6,6 +6,7 @@ recorded nothing (alpha 0, tiles of 0 bytes).
 
 from __future__ import annotations
 
+import logging
 import os
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from mad.slides.readers.vendor import OpenSlideReader
 
 __all__ = ["IccChoice", "OpenSlideReader", "ReadError", "Reader", "TiffReader", "open_slide"]
 
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would say is raised, with the slide's name
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 

@@ -15,18 +15,26 @@ from mad.files import MadError
 from mad.slides.icc import describe_profile, to_srgb
 
 IccChoice = Literal["keep", "apply"]
+STRIP_BYTES = 100_000_000  # of an overview's strip: memory does not grow with the slide's width
 
 
 class ReadError(MadError):
     """Some pixels of a slide could not be decoded."""
 
 
+def axis_ratio(size: tuple[int, int], level_size: tuple[int, int]) -> float:
+    """Downsample of a level from sizes (width, height): along the longer axis, where the level's rounding to whole pixels
+    weighs least. The mean of both axes would be off by the shorter one's rounding, across the whole of the longer one."""
+    longer = size.index(max(size))
+    return size[longer] / level_size[longer]
+
+
 class Reader(ABC):
     """An open slide.
 
-    `level_dimensions` are (width, height); `level_downsamples` what the file says, else the mean of both axes' ratios, never
-    rounded; `read` gives RGB uint8 arrays of shape [height, width, 3]. `profile` is the slide's ICC profile; `icc` tells what
-    becomes of it: "none", "kept (NAME)" (the pixels as they are stored) or "applied to sRGB (NAME)".
+    `level_dimensions` are (width, height); `level_downsamples` what the file says, else `axis_ratio`, never rounded; `read` gives
+    RGB uint8 arrays of shape [height, width, 3]. `profile` is the slide's ICC profile; `icc` tells what becomes of it: "none",
+    "kept (NAME)" (the pixels as they are stored) or "applied to sRGB (NAME)".
     """
 
     def __init__(
@@ -44,7 +52,7 @@ class Reader(ABC):
         self.level_dimensions = list(level_dimensions)
         width, height = self.level_dimensions[0]
         self.level_downsamples = list(
-            level_downsamples or [(width / w + height / h) / 2 for w, h in self.level_dimensions]
+            level_downsamples or [axis_ratio((width, height), size) for size in self.level_dimensions]
         )
         self.profile = profile
         self.icc = "none"
@@ -62,7 +70,10 @@ class Reader(ABC):
         width, height = self.level_dimensions[0]
         names = ("x", "y", "width", "height")
         found = [self.properties.get(f"openslide.bounds-{name}") for name in names]
-        return tuple(map(int, found)) if all(found) else (0, 0, width, height)  # type: ignore[return-value, arg-type]
+        try:
+            return tuple(int(float(value)) for value in found)  # type: ignore[arg-type, return-value]
+        except (TypeError, ValueError):  # none given, or no numbers
+            return 0, 0, width, height
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """RGB pixels [height, width, 3] of a rectangle in pixels of `level`; white beyond the border.
@@ -115,7 +126,7 @@ class Reader(ABC):
         x, y = round(left / self.level_downsamples[level]), round(top / self.level_downsamples[level])
         width = math.ceil(columns * factor)
         out = np.empty((rows, columns, 3), np.uint8)
-        step = max(1, int(strip_px / factor))
+        step = max(1, int(min(strip_px, STRIP_BYTES / (3 * width)) / factor))
         for row in range(0, rows, step):
             count = min(step, rows - row)
             start = round(row * factor)

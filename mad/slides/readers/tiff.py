@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 import tifffile
 
-from mad.files import MadError
+from mad.files import MadError, StorageError, unreadable
 from mad.progress import log
 from mad.slides.readers.base import IccChoice, Reader, ReadError
 from mad.slides.readers.layout import (
@@ -51,7 +51,11 @@ class TiffReader(Reader):
         icc: IccChoice,
     ) -> None:
         self._tiff = file
-        self._descriptor = os.open(path, os.O_RDONLY)
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            file.close()
+            raise unreadable(path, error) from None
         self._size = os.fstat(self._descriptor).st_size
         self.levels = list(levels)
         self._decoded: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
@@ -82,6 +86,8 @@ class TiffReader(Reader):
             for column in range(x // stored.tile_width, (x + width - 1) // stored.tile_width + 1):
                 try:
                     tile = self._recall(level, row, column)
+                except (StorageError, MemoryError):
+                    raise
                 except Exception as error:  # a damaged stream fails in as many ways as there are codecs
                     cause = f"tile in row {row}, column {column}: {type(error).__name__}: {error}"
                     raise ReadError(
@@ -124,7 +130,10 @@ class TiffReader(Reader):
     def _samples(self, level: TiffLevel, place: int, height: int) -> np.ndarray:
         """The decoded samples of the compressed piece number `place`: [rows, columns, samples]."""
         page, size = level.page, level.sizes[place]
-        data = os.pread(self._descriptor, min(size, self._size), level.offsets[place])
+        try:
+            data = os.pread(self._descriptor, min(size, self._size), level.offsets[place])
+        except OSError as error:
+            raise unreadable(self.path, error) from None
         if len(data) != size:
             raise EOFError(f"the file is cut short: it ends after {len(data)} of the tile's {size} bytes")
         if page.compression == JPEG:
@@ -213,6 +222,10 @@ def _parse(path: Path, describe: Callable[[tifffile.TiffFile], Found]) -> tuple[
             file.close()
         if isinstance(error, MadError):
             raise MadError(f"{path}: {error}") from None
+        if isinstance(error, OSError) and error.errno:
+            raise unreadable(path, error) from None
+        if isinstance(error, MemoryError):
+            raise
         raise MadError(
             f"{path}: no slide that can be read (TIFF: {type(error).__name__}: {error}); is the file whole? Copy it anew"
         ) from error
