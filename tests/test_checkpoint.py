@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mad.files import MadError
+from mad.files import MadError, StorageError
 from mad.training import checkpoint
 
 
@@ -45,8 +45,24 @@ def test_leftovers_of_a_killed_save_are_removed_and_checkpoints_stay(tmp_path):
 def test_another_run_is_refused_and_none_is_none(tmp_path):
     assert checkpoint.load_latest(tmp_path, {}) is None
     checkpoint.save(tmp_path, 5, state(5))
-    with pytest.raises(MadError, match="another recipe"):
+    with pytest.raises(MadError, match=r'another recipe.*\(recipe_digest: "a" -> "b"\)'):
         checkpoint.load_latest(tmp_path, {"recipe_digest": "b"})
+
+
+def test_differences_name_the_keys_of_nested_recipes():
+    former = {"run": {"lr": 1, "head": {"prototypes": 8}, "koleo": 0.1}, "seed": 3}
+    present = {"run": {"lr": 2, "head": {"prototypes": 8, "hidden": 4}, "koleo": 0.1}, "seed": 3}
+    assert checkpoint.differences(former, present) == ["run.head.hidden: none -> 4", "run.lr: 1 -> 2"]
+    assert checkpoint.differences(former, former) == []
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    kept = checkpoint.save(tmp_path, 5, state(5))
+    save = torch.save
+    monkeypatch.setattr(checkpoint.torch, "save", lambda value, _: save(value, "/dev/full"))
+    with pytest.raises(StorageError, match=r"step_0000006.pt: cannot be written.*resumes from the checkpoint before"):
+        checkpoint.save(tmp_path, 6, state(6))
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path):

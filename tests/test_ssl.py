@@ -10,14 +10,20 @@ import torch.multiprocessing as mp
 from mad.training import ranks
 from mad.training.schedule import cosine, linear, warmup_cosine
 from mad.training.ssl import (
+    by_position,
+    centred_softmax,
     dino_cross_entropy,
     ema_update,
     entropy,
+    global_pair_terms,
+    kde,
     koleo,
     koleo_by_position,
     multicrop_terms,
     pair_terms,
+    patch_cross_entropy,
     sinkhorn_knopp,
+    update_centre,
 )
 
 
@@ -77,12 +83,23 @@ def _one_of_two(rank, path, scores, embeddings):
     sharp = sinkhorn_knopp(scores[mine], 0.01, distributed=True)
     own = embeddings[mine].clone().requires_grad_(True)
     koleo_by_position(ranks.gather(own)).backward()
-    torch.save((q, own.grad / 2, sharp), f"{path}/{rank}.pt")  # DistributedDataParallel averages over processes
+    dense = embeddings[mine].clone().requires_grad_(True)
+    by_position(lambda x: kde(x, 5.0), ranks.gather(dense)).backward()
+    centre = torch.ones(7)
+    update_centre(centre, scores[mine], 0.9)
+    alone = slice(0, 12) if rank == 0 else slice(12, None)  # all masked patches are of one process
+    patches = sinkhorn_knopp(scores[alone], 0.05, distributed=True)
+    one_sided = torch.ones(7)
+    update_centre(one_sided, scores[alone], 0.9)
+    nothing = torch.ones(7)
+    update_centre(nothing, scores[:0], 0.9)
+    results = (q, own.grad / 2, sharp)  # DistributedDataParallel averages over processes
+    torch.save((*results, dense.grad / 2, centre, patches, one_sided, nothing), f"{path}/{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_the_targets_and_koleo_gradients_of_one(tmp_path):
+def test_two_processes_give_the_targets_centres_and_gradients_of_one(tmp_path):
     generator = torch.Generator().manual_seed(1)
     scores = torch.rand(12, 7, generator=generator) * 2 - 1
     embeddings = torch.randn(12, 2, 6, generator=generator)
@@ -97,9 +114,19 @@ def test_two_processes_give_the_targets_and_koleo_gradients_of_one(tmp_path):
     single = embeddings.clone().requires_grad_(True)
     koleo_by_position(single).backward()
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), single.grad, rtol=1e-4, atol=1e-6)
+    single = embeddings.clone().requires_grad_(True)
+    by_position(lambda x: kde(x, 5.0), single).backward()
+    torch.testing.assert_close(torch.cat([part[3] for part in parts]), single.grad, rtol=1e-4, atol=1e-6)
+    centre = 0.9 * torch.ones(7) + 0.1 * scores.mean(dim=0)
+    for part in parts:
+        torch.testing.assert_close(part[4], centre)
+        torch.testing.assert_close(part[6], centre)
+        assert torch.equal(part[7], torch.ones(7))  # nothing was masked anywhere
+    torch.testing.assert_close(parts[0][5], sinkhorn_knopp(scores, 0.05), rtol=1e-4, atol=1e-7)
+    assert parts[1][5].shape == (0, 7)
 
 
-@pytest.mark.parametrize("terms", [pair_terms(4), multicrop_terms(2, 3)])
+@pytest.mark.parametrize("terms", [pair_terms(4), multicrop_terms(2, 3), global_pair_terms(4)])
 def test_cross_entropy_equals_a_float64_loop(terms):
     rng = np.random.default_rng(2)
     views, k = terms.shape[0], 6
@@ -123,6 +150,57 @@ def test_number_of_terms_is_that_of_the_papers():
     assert int(pair_terms(4).sum()) == 8  # MAD: 4 children against 2 views
     assert int(multicrop_terms(2, 8).sum()) == 18  # DINO: 2 + 8 x 2
     assert not multicrop_terms(2, 8)[:2].diagonal().any()
+    assert int(global_pair_terms(4).sum()) == 10  # 8, and each view of the parent against the other
+    assert not global_pair_terms(4)[4:].diagonal().any()
+
+
+def test_patch_cross_entropy_equals_a_float64_loop():
+    rng = np.random.default_rng(5)
+    masks = rng.random((4, 6)) < 0.5
+    masks[2] = False  # an image without a mask
+    count, k = int(masks.sum()), 5
+    student, targets = rng.uniform(-1, 1, (count, k)), rng.dirichlet(np.ones(k), count)
+    expected, row = [], 0
+    for image in range(4):
+        values = []
+        for _ in range(int(masks[image].sum())):
+            logits = [student[row, j] / 0.1 for j in range(k)]
+            log_z = math.log(sum(math.exp(value) for value in logits))
+            values.append(-sum(targets[row, j] * (logits[j] - log_z) for j in range(k)))
+            row += 1
+        expected.append(sum(values) / len(values) if values else 0.0)
+    scores = torch.tensor(student).float().requires_grad_(True)
+    got = patch_cross_entropy(scores, torch.tensor(targets).float(), torch.from_numpy(masks), 0.1)
+    np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-5)
+    assert len(set(masks.sum(axis=1))) > 2  # images of different weight per patch
+    got.sum().backward()
+    assert (scores.grad.abs().sum(dim=1) > 0).all()
+    empty = patch_cross_entropy(torch.zeros(0, k), torch.zeros(0, k), torch.zeros(3, 6, dtype=torch.bool), 0.1)
+    assert empty.tolist() == [0, 0, 0]
+
+
+def test_centred_targets_equal_a_float64_loop():
+    rng = np.random.default_rng(6)
+    scores, centre = rng.uniform(-1, 1, (5, 4)), rng.uniform(-1, 1, 4)
+    expected = []
+    for row in scores:
+        powers = [math.exp((row[j] - centre[j]) / 0.07) for j in range(4)]
+        expected.append([power / sum(powers) for power in powers])
+    got = centred_softmax(torch.tensor(scores).float(), torch.tensor(centre).float(), 0.07)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-7)
+    moved, mean = torch.tensor(centre).float(), scores.mean(axis=0)
+    for step in (1, 2):
+        update_centre(moved, torch.tensor(scores).float(), 0.9)
+        np.testing.assert_allclose(moved.numpy(), 0.9**step * centre + (1 - 0.9**step) * mean, rtol=1e-5)
+    before = moved.clone()
+    update_centre(moved, torch.zeros(0, 4), 0.9)
+    assert torch.equal(moved, before)
+
+
+def test_centring_takes_away_what_all_scores_share():
+    scores = torch.tensor([[1.0, 0.0, 0.1], [1.0, 0.1, 0.0]])
+    assert scores.argmax(dim=1).tolist() == [0, 0]
+    assert centred_softmax(scores, scores.mean(dim=0), 0.04).argmax(dim=1).tolist() == [2, 1]
 
 
 def test_uniform_targets_and_scores_give_ln_k():
@@ -167,6 +245,28 @@ def test_koleo_repels_neighbours_and_ignores_siblings():
     siblings = torch.tensor([[[1.0, 0.0], [1.0, 1e-6]], [[0.0, 1.0], [1e-6, 1.0]]])  # siblings coincide, parents do not
     assert float(koleo_by_position(siblings)) == pytest.approx(-math.log(math.sqrt(2)), abs=1e-4)
     assert float(koleo(siblings[:1, 0])) == 0
+
+
+def test_kde_equals_a_float64_loop():
+    x, kappa = np.random.default_rng(7).normal(size=(6, 5)), 5.0
+    unit = [row / np.sqrt(sum(row**2)) for row in x]
+    densities = [sum(math.exp(kappa * float(unit[i] @ unit[j])) for j in range(6) if j != i) for i in range(6)]
+    expected = sum(math.log(density) for density in densities) / 6
+    assert float(kde(torch.from_numpy(x).float(), kappa)) == pytest.approx(expected, rel=1e-5)
+    assert float(kde(torch.from_numpy(x[:1]), kappa)) == 0
+
+
+def test_kde_repels():
+    """A step against its gradient moves every pair of a cluster apart; its least value is that of spread points."""
+    x = (
+        torch.tensor([1.0, 0, 0]) + 0.1 * torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    ).requires_grad_(True)
+    before = torch.pdist(torch.nn.functional.normalize(x, dim=1)).detach()
+    kde(x, 5.0).backward()
+    after = torch.pdist(torch.nn.functional.normalize(x - 0.3 * x.grad, dim=1)).detach()
+    assert float(after.mean()) > 1.1 * float(before.mean()) and float(after.min()) > float(before.min())
+    spread = torch.cat([torch.eye(3), -torch.eye(3)])
+    assert float(kde(spread, 5.0)) < float(kde(x.detach(), 5.0))
 
 
 def test_ema_moves_the_teacher_by_its_share():

@@ -2,11 +2,13 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import fakes
 import pytest
@@ -16,13 +18,14 @@ from safetensors.torch import load_file
 
 from mad.config.recipe import freeze_recipe
 from mad.config.training import RunConfig
-from mad.files import MadError, read_json, sha256_file, write_json
+from mad.files import MadError, StorageError, read_json, sha256_file, write_json
 from mad.stages import train
 from mad.training import loop
 from mad.training.data import TrainingSet, batches
 from mad.training.health import choose_health_set, collapse_warnings
 from mad.training.index import load_index
 from mad.training.objective import Numerics, loss_names, step_loss
+from mad.training.optimiser import build_optimiser
 
 STANDARDISED = {"hidden": 32, "bottleneck": 16, "prototypes": 24, "standardise": True}
 
@@ -50,12 +53,13 @@ def weights(folder):
     return (folder / "encoder" / "model.safetensors").read_bytes()
 
 
-def start(config, *launcher, **environment):
+def start(config, *launcher, preexec_fn=None, **environment):
     """`python -m mad train tiny`, or the same behind a launcher, as a process of its own."""
     path = Path(config.results) / "config.json"
     write_json(path, config.model_dump(mode="json"))
     command = [sys.executable, *launcher, "-m", "mad", "train", "tiny", "--config", str(path)]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE)
+    environment = {**os.environ, **environment}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, preexec_fn=preexec_fn)
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +91,108 @@ def test_a_stopped_and_resumed_run_ends_bit_equal(fresh, unbroken, how):
     assert [record.get("health") for record in records[0]] == [record.get("health") for record in records[1]]
 
 
+def kill_self(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_before_pass(number):
+    """SIGKILL before the `number`-th forward pass of training: with two passes per step every second one is mid-step."""
+    original, calls = loop.accumulate, iter(range(10**6))
+
+    def accumulate(model, state, loader, passes, loss_of):
+        def counted(network, batch):
+            if next(calls) == number:
+                kill_self()
+            return loss_of(network, batch)
+
+        return original(model, state, loader, passes, counted)
+
+    loop.accumulate = accumulate
+
+
+def die_while_saving(number):
+    """SIGKILL when half of the `number`-th checkpoint is on disk."""
+    original, calls = torch.save, iter(range(10**6))
+
+    def save(state, path):
+        original(state, path)
+        if next(calls) == number:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            kill_self()
+
+    loop.checkpoint.torch.save = save
+
+
+def run_until_killed(config, die, number):
+    """Train in a forked process that `die` kills; a process of its own would spend its seconds on imports."""
+    process = os.fork()
+    if process == 0:
+        try:
+            die(number)
+            run(config)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_at_random_moments_ends_bit_equal(fresh, results, tmp_path_factory, seed):
+    """Mid-step between two accumulated passes, between steps, and in the middle of a save."""
+    entry = fakes.tiny_run(steps=24)
+    entry["backbone"]["args"]["drop_path_rate"] = 0.2
+    entry["runtime"] |= {"micro_batch": 2, "checkpoint_steps": 3}
+    whole = tmp_path_factory.mktemp("whole")
+    (whole / "shard").symlink_to(results / "shard")
+    unbroken = run(fakes.tiny_config(whole, entry))
+    config, random = fakes.tiny_config(fresh, entry), Random(seed)
+    run_until_killed(config, die_before_pass, 2 * random.randrange(1, 8) + 1)
+    run_until_killed(config, die_while_saving, random.randrange(1, 3))
+    assert list((fresh / "train" / "tiny" / "checkpoints").glob(".step_*.pt"))  # the half that the kill left
+    run_until_killed(config, die_before_pass, random.randrange(1, 12))
+    assert len(train.read_metrics(fresh / "train" / "tiny" / "metrics.jsonl")) < 24
+    folder = run(config)
+    assert weights(folder) == weights(unbroken)
+    losses = [[record["loss"] for record in train.read_metrics(path / "metrics.jsonl")] for path in (folder, unbroken)]
+    assert len(losses[0]) == 24 and losses[0] == losses[1]
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_resumes(fresh, results, unbroken):
+    """A limit on the size of files stands for the full disk: the same OSError from the same call."""
+    config = fakes.tiny_config(fresh, fakes.tiny_run(steps=80, head=STANDARDISED))
+    run_until_killed(config, die_before_pass, 30)
+    checkpoints = fresh / "train" / "tiny" / "checkpoints"
+    before = snapshot(checkpoints)
+    assert before
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = start(config, preexec_fn=small_files)
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert b"cannot be written" in errors and b"resumes from the checkpoint before" in errors
+    assert b"Traceback" not in errors
+    assert snapshot(checkpoints) == before
+    assert weights(run(config)) == weights(unbroken)
+
+
+def test_a_full_disk_is_named_where_metrics_are_written(tmp_path):
+    with pytest.raises(StorageError, match=r"metrics.jsonl: cannot be written \(No space left on device\)"):
+        (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+        loop.append_line(tmp_path / "metrics.jsonl", "{}")
+
+
 def test_torchrun_with_two_processes_agrees_with_one(fresh, results, tmp_path_factory):
-    entry = fakes.tiny_run(steps=6, mix_mode="within", warmup=1, freeze_last_layer=0)
+    """Two passes per step, a backbone that waits, checkpointed activations; then one process takes over the work of two."""
+    entry = fakes.tiny_run(steps=8, mix_mode="within", warmup=1, freeze_last_layer=0, freeze_backbone=2)
+    entry["runtime"] |= {"micro_batch": 1, "activation_checkpointing": True}
     config = fakes.tiny_config(fresh, entry)
     process = start(config, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", OMP_NUM_THREADS="1")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors.decode()
     alone = tmp_path_factory.mktemp("alone")
     (alone / "shard").symlink_to(results / "shard")
+    entry["runtime"] |= {"micro_batch": 2, "activation_checkpointing": False}  # as many samples per pass
     single = run(fakes.tiny_config(alone, entry))
     many = fresh / "train" / "tiny"
     first, second = (load_file(folder / "encoder" / "model.safetensors") for folder in (many, single))
@@ -103,6 +201,12 @@ def test_torchrun_with_two_processes_agrees_with_one(fresh, results, tmp_path_fa
     assert read_json(many / "summary.json")["world_size"] == 2
     losses = [[record["loss"] for record in train.read_metrics(folder / "metrics.jsonl")] for folder in (many, single)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert "see 2 samples at a time, not the 4" in (many / "encoder" / "README.md").read_text()
+    (many / "encoder" / "provenance.json").unlink()
+    (many / "checkpoints" / "step_0000008.pt").unlink()
+    run(fakes.tiny_config(fresh, entry))
+    resumed = [record["loss"] for record in train.read_metrics(many / "metrics.jsonl")]
+    assert resumed[:4] == losses[0][:4] and resumed == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["mad", "dinov2"])
@@ -165,7 +269,9 @@ def test_another_recipe_or_other_data_archives_the_former_encoder(fresh, tmp_pat
     archive = folder / "archive" / f"{summary['recipe_digest']}-{summary['data_digest']}"
     assert weights(archive) == former != weights(folder)
     assert (archive / "metrics.jsonl").exists() and list((archive / "checkpoints").glob("*.pt"))
-    assert "moved to" in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert "moved to" in log
+    assert ("run.lr: 0.001 -> 0.002" if what == "recipe" else "data_digest: ") in log
 
 
 def snapshot(folder):
@@ -279,7 +385,7 @@ def parts(results, **changes):
     entry = RunConfig(**fakes.tiny_run(**changes))
     index = load_index(results / "shard", "train", entry.children)
     student, teacher = loop.build_networks(entry, fakes.TILE_PX, 0)
-    state = loop.Run(student, teacher, loop.build_optimiser(student, entry), {}, "float32")
+    state = loop.Run(student, teacher, build_optimiser(student, entry), {}, "float32", entry.batch)
     numerics = Numerics((0.5,) * 3, (0.5,) * 3, torch.device("cpu"), torch.float32)
     return (
         state,

@@ -11,7 +11,7 @@ import torch
 from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.tiles.shards import decode, encode
-from mad.training.data import SampleOrder, TrainingSet, batches, mixing_weights
+from mad.training.data import VIEW_STREAM, SampleOrder, TrainingSet, batches, mixing_weights
 from mad.training.index import TileReader, load_index
 
 
@@ -206,6 +206,14 @@ def test_reader_decodes_what_shards_hold_and_names_damage(tmp_path, format):
     for row in range(1, 5):
         with pytest.raises(MadError, match=rf"s\.tar: tile S_{row} .*no readable image"):
             reader.read(row)
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**32 - 1, 2**40 + 1])
+def test_the_quick_seed_is_that_of_the_numbers(results, seed):
+    data = training_set(results, seed=seed)
+    for n in (0, 7, 2**31):
+        quick, plain = (np.random.default_rng(entropy) for entropy in (data._entropy(n), [seed, VIEW_STREAM, n]))
+        assert quick.bit_generator.state == plain.bit_generator.state
 
 
 def test_no_tables_and_uneven_batches_are_errors(results, tmp_path):

@@ -5,16 +5,21 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
+from timm.data import infer_imagenet_subset
 
+from mad.config.recipe import freeze_recipe
 from mad.config.training import BackboneConfig
 from mad.files import MadError, read_json, sha256_file
-from mad.models.export import export_encoder, export_untrained, load_exported, load_weights, read_provenance
+from mad.models.export import export_encoder, export_untrained, load_exported, model_card, read_provenance
+from mad.models.initial import card_licence
 from mad.models.vit import build_backbone, embedding_dim, initial_backbone, local_crop_px
 
 VIT = BackboneConfig(model="vit_tiny_patch16_224", args={"depth": 1, "embed_dim": 24, "patch_size": 8, "reg_tokens": 2})
 HYBRID = BackboneConfig(
     model="vit_tiny_r_s16_p8_224", args={"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 4}, pooling="avg"
 )
+GIANT = BackboneConfig(model="vit_giant_patch14_reg4_dinov2", args={"depth": 1, "embed_dim": 24, "num_heads": 2})
 CONVNET = BackboneConfig(model="test_convnext2", pooling="avg")
 PLAIN = {"image_px": 32, "card": "card", "provenance": {"recipe_digest": "r"}}
 
@@ -76,23 +81,68 @@ def test_a_wrong_backbone_is_explained(changes, words):
         build_backbone(VIT.model_copy(update=changes), 32)
 
 
-def test_weights_load_strictly(tmp_path):
-    model = build_backbone(VIT, 32)
-    export_encoder(model, tmp_path, **PLAIN)
-    torch.manual_seed(9)
-    other = build_backbone(VIT, 32)
-    load_weights(other, tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
-    deeper = VIT.model_copy(update={"args": {**VIT.args, "depth": 2}})
-    with pytest.raises(MadError, match="does not fit"):
-        load_weights(build_backbone(deeper, 32), tmp_path)
-    with pytest.raises(MadError, match="train the run"):
-        load_weights(other, tmp_path / "nowhere")
+@pytest.mark.parametrize("config", [VIT, VIT.model_copy(update={"pooling": "avg"}), HYBRID, CONVNET, GIANT])
+def test_the_export_of_an_export_is_equal(tmp_path, config):
+    first = export_encoder(build_backbone(config, 224), tmp_path / "a", image_px=224, card="card", provenance={})
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
+    assert export_encoder(loaded, tmp_path / "b", image_px=224, card="card", provenance={}) == first
+    for name in ("model.safetensors", "config.json", "provenance.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("config", [VIT, VIT.model_copy(update={"pooling": "avg"}), HYBRID, CONVNET, GIANT])
+def test_transformers_makes_the_same_encoder_of_the_same_folder(tmp_path, config):
+    """As `TimmWrapperConfig` and `TimmWrapperModel` do: the root of config.json, with num_classes beside model_args."""
+    model = build_backbone(config, 224).eval()
+    export_encoder(model, tmp_path, image_px=224, card="card", provenance={})
+    settings = read_json(tmp_path / "config.json")
+    assert settings["model_type"] == "timm_wrapper"
+    assert settings["architectures"] == ["TimmWrapperModel"]
+    assert settings["num_classes"] == settings["pretrained_cfg"]["num_classes"] == 0
+    assert infer_imagenet_subset(settings) is None  # otherwise it would be given ImageNet's labels
+    args = settings["model_args"]
+    wrapped = timm.create_model(settings["architecture"], pretrained=False, num_classes=0, **args).eval()
+    wrapped.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(wrapped.forward_head(wrapped.forward_features(images)), model(images))
+
+
+@pytest.mark.parametrize("config", [VIT, HYBRID, CONVNET, GIANT])
+def test_transformers_itself_loads_the_folder(tmp_path, config):
+    transformers = pytest.importorskip("transformers")
+    model = build_backbone(config, 224).eval()
+    export_encoder(model, tmp_path, image_px=224, card="card", provenance={})
+    wrapped = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(wrapped(images).pooler_output, model(images))
+
+
+@pytest.mark.parametrize(
+    ("init", "licence", "front", "told"),
+    [
+        ("random", "apache-2.0", "apache-2.0", "Licence: Apache-2.0."),
+        ("timm", "apache-2.0", "apache-2.0", "init `timm` (licence of these weights: apache-2.0)"),
+        ("hf-hub:a/b", "cc-by-nc-4.0", "cc-by-nc-4.0", "(licence of these weights: cc-by-nc-4.0)"),
+        ("file:w.pth", None, "other", "(licence of these weights: unknown)"),
+    ],
+)
+def test_card_and_config_name_the_licence_of_the_initial_weights(tmp_path, init, licence, front, told):
+    config = fakes.tiny_config(tmp_path, fakes.tiny_run(init=init))
+    model, recipe = build_backbone(VIT, 32), freeze_recipe(config, "tiny")
+    card = model_card(config.run("tiny"), recipe, model, "title", [], {}, {}, "1 step", licence)
+    assert card.startswith(f"---\nlicense: {front}\n") and told in card
+    assert ("Licence: Apache-2.0" in card) == (init == "random")
+    export_encoder(model, tmp_path / "encoder", **{**PLAIN, "card": card}, licence=licence)
+    assert read_json(tmp_path / "encoder" / "config.json")["pretrained_cfg"]["license"] == front
+    assert card_licence(tmp_path / "encoder" / "README.md") == front
 
 
 def test_untrained_export_is_the_start_of_the_run(tmp_path):
-    config = fakes.tiny_config(tmp_path)
+    config = fakes.tiny_config(tmp_path, fakes.tiny_run(init="hf-hub:owner/name"))
     export_untrained(config, "tiny", tmp_path / "random")
+    assert "init `random`" in (tmp_path / "random" / "README.md").read_text()
     from mad.training.loop import build_networks
 
     student, _ = build_networks(config.run("tiny"), fakes.TILE_PX, config.seed)

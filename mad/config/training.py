@@ -7,6 +7,7 @@ a run and its resumption.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -14,6 +15,12 @@ from pydantic import Field, field_validator, model_validator
 from mad.config.base import Section
 
 STANDALONE = "standalone"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder, the first that is there
+
+
+def is_triple(kind: str) -> bool:
+    """Whether a kind of sample spans three magnifications, as "2.5x-10x-40x"."""
+    return kind.count("-") == 2
 
 
 class BackboneConfig(Section):
@@ -39,6 +46,34 @@ class HeadConfig(Section):
     standardise: bool = False
     """Initialise the MLP on training tiles so that its activations start with mean 0 and variance 1: for short runs from
     random weights, whose embeddings are nearly parallel."""
+
+
+class MaskConfig(Section):
+    """Masked patches (iBOT; DINOv2): the student's global views lose blocks of patches, the loss asks for what the teacher saw."""
+
+    weight: float = Field(0.0, ge=0)
+    """Weight of the loss on masked patches; 0: nothing is masked. DINOv2: 1. Under `mad` the student has no global view of a
+    pair, so standalone tiles alone are masked."""
+    head: Literal["shared", "separate"] = "separate"
+    """`shared`: patches pass through the image's own head. `separate`: through one of their own (DINOv2 from ViT-L on)."""
+    hidden: int | None = Field(None, ge=1)
+    """`separate`: width of the MLP; not given: that of `head`."""
+    bottleneck: int | None = Field(None, ge=1)
+    """`separate`: dimension of the normalised output (DINOv2: 256); not given: that of `head`."""
+    prototypes: int | None = Field(None, ge=2)
+    """`separate`: number of prototypes; not given: that of `head`."""
+    probability: float = Field(0.5, gt=0, le=1)
+    """Share of the student's global views that are masked."""
+    ratio: tuple[float, float] = (0.1, 0.5)
+    """Smallest and largest share of patches that a masked view loses."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> MaskConfig:
+        if not 0 < self.ratio[0] <= self.ratio[1] <= 1:
+            raise ValueError(f"ratio: two shares of the patches, 0 < smallest <= largest <= 1; got {list(self.ratio)}")
+        if self.head == "shared" and (self.hidden or self.bottleneck or self.prototypes):
+            raise ValueError("ibot: hidden, bottleneck and prototypes are sizes of a separate head; this one is shared")
+        return self
 
 
 class ViewsConfig(Section):
@@ -76,6 +111,9 @@ class PhotometricConfig(Section):
     """Share of views that are blurred: first global view, further global views, local views and children."""
     solarize: float = Field(0.2, ge=0, le=1)
     """Share of the further global views that are solarised."""
+    stain: float = Field(0.0, ge=0, le=1)
+    """Strength s of the stain jitter of every view: haematoxylin, eosin and the residual stain are each multiplied by up to
+    1 +- s, and shifted by up to +- s times an optical density of 0.2. 0 leaves the stains alone."""
 
 
 class RuntimeConfig(Section):
@@ -93,6 +131,13 @@ class RuntimeConfig(Section):
     """Steps between two health checks on the held-out set."""
     health_samples: int = Field(256, ge=8)
     """Parent–child pairs in the held-out set of the health checks."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Samples per forward pass of a process: its share of `batch` is accumulated over passes, for less memory. Teacher
+    targets and KoLeo then see only the samples of one pass over all processes; not given: the whole share at once."""
+    activation_checkpointing: bool = False
+    """Recompute the activations of each block in the backward pass: less memory for about a third more time."""
+    compile: bool = False
+    """Compile each block with torch.compile; equal up to rounding."""
     log_seconds: float = Field(10.0, ge=0)
     """Seconds between two lines of progress."""
 
@@ -102,12 +147,20 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
     """Folder under `results/train/`."""
-    method: Literal["mad", "dinov2"]
-    """`mad`: teacher on the parent, student on its children (MAD paper, Table 1). `dinov2`: multi-crop on the same tiles."""
+    method: Literal["mad", "mad_global", "dinov2"]
+    """`mad`: teacher on the parent, student on its children (MAD paper, Table 1). `mad_global`: the student also sees the two
+    views of the parent, masked where `ibot.weight` > 0, each of them against the teacher's other one. `dinov2`: multi-crop on
+    the same tiles."""
     backbone: BackboneConfig = BackboneConfig()
     """The encoder that is trained."""
-    init: str = Field("random", pattern=r"^(random|timm|run:[A-Za-z0-9][A-Za-z0-9_-]{0,99})$")
-    """Where the encoder starts: `random`, `timm` (the published weights of `backbone.model`), or `run:NAME` (another run's)."""
+    init: str = Field(
+        "random",
+        pattern=r"^(random|timm|run:[A-Za-z0-9][A-Za-z0-9_-]{0,99}|file:.+|hf-hub:[\w.-]+/[\w.-]+(@[\w./-]+)?)$",
+    )
+    """Where the encoder starts: `random`, `timm` (the weights that timm publishes for `backbone.model`), `run:NAME` (another
+    run's), `file:PATH` (a .safetensors or .pth file, or a folder with model.safetensors or pytorch_model.bin), or
+    `hf-hub:OWNER/NAME` (a repository of the Hugging Face hub, `@REVISION` optional). Names may be timm's, Meta's or
+    Hugging Face's for DINOv2."""
     steps: int = Field(60_000, ge=1)
     """Optimiser steps."""
     batch: int = Field(64, ge=1)
@@ -122,6 +175,15 @@ class RunConfig(Section):
     """Weight decay at the start; biases, norms and other vectors have none."""
     weight_decay_end: float = Field(0.4, ge=0)
     """Weight decay at the end of the cosine."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor on the learning rate per layer below the head; 1: all layers learn alike (DINOv2 from random weights)."""
+    patch_embed_lr: float = Field(1.0, gt=0)
+    """Factor on the learning rate of the patch embedding (DINOv2: .2)."""
+    backbone_lr: float = Field(1.0, gt=0)
+    """Factor on the learning rate of the whole encoder, low where it starts from trained weights."""
+    freeze_backbone: int = Field(0, ge=0)
+    """First steps during which only the head learns, for an encoder that starts from trained weights; the encoder then has
+    a warm-up of its own."""
     clip: float = Field(3.0, gt=0)
     """Largest norm of the gradient."""
     ema: float = Field(0.994, ge=0, le=1)
@@ -140,21 +202,41 @@ class RunConfig(Section):
     """The projection head."""
     freeze_last_layer: int = Field(1250, ge=0)
     """First steps during which the prototypes stay as they are."""
+    centring: Literal["sinkhorn", "ema"] = "sinkhorn"
+    """How the teacher's targets are kept from collapsing: balanced over the batch by Sinkhorn-Knopp (DINOv2), or softmax after
+    subtracting a moving average of the scores (DINO)."""
+    centre_momentum: float = Field(0.9, ge=0, lt=1)
+    """`ema`: momentum of the moving average, per forward pass."""
+    ibot: MaskConfig = MaskConfig()
+    """Masked patches."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Share of the student's samples for which each residual branch of a ViT is skipped, and not computed (DINOv2: .3 to .4)."""
+    spread: Literal["koleo", "kde"] = "koleo"
+    """The regulariser that spreads the student's full-size views, averaged over view positions: KoLeo (DINOv2), or the kernel
+    density estimate of Virchow2."""
     koleo: float = Field(0.1, ge=0)
-    """Weight of the KoLeo regulariser on the student's full-size views, averaged over view positions."""
+    """Weight of the regulariser that `spread` names (DINOv2: KoLeo .1; Virchow2: KDE .05)."""
+    kde_kappa: float = Field(5.0, gt=0)
+    """`spread: kde`: concentration of the kernel."""
     views: ViewsConfig = ViewsConfig()
     """Multi-crop views."""
     photometric: PhotometricConfig = PhotometricConfig()
     """Photometric augmentation of every view."""
     children: int = Field(4, ge=1)
     """`mad`: children that the student sees per pair, drawn anew each time."""
+    pairs: Literal["aligned", "shuffled", "interpolated", "same"] = "aligned"
+    """Methods with pairs: what stands for a parent's children. `aligned`: its own. Controls: `shuffled`: those of another
+    parent of the same slide. `interpolated`: their places cut from the parent's own pixels and enlarged: alignment without
+    native detail. `same`: no change of magnification: teacher and student see one and the same whole tile, which is drawn
+    from those that `aligned` would read, the parent with probability 2 / (2 + children)."""
     pair_tiles: Literal["one", "all"] = "one"
     """`dinov2`: which tiles of a pair sample are cropped. `one`: one of the tiles that `mad` would read, the parent with
     probability 2 / (2 + children), so that both methods see the magnifications in the same proportion and at nearly the
     same cost. `all`: every tile that `mad` would read (1 + children multi-crops per sample, about 4 times the cost)."""
     mix: dict[str, float] = Field(default_factory=dict)
     """Weight per kind of sample, e.g. `{"2.5x-10x": 1, "10x-40x": 14, standalone: 6}`; an empty one weighs by counts, as
-    the paper's Table 2 implies."""
+    the paper's Table 2 implies. A kind of three magnifications, `2.5x-10x-40x`, shows half of `children` at the middle one
+    and half at the finest under one parent; it is drawn only where it is named here."""
     mix_mode: Literal["alternate", "within"] = "alternate"
     """`alternate`: every batch is of one kind, the kinds take turns by weight. `within`: every batch holds all kinds."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -164,12 +246,34 @@ class RunConfig(Section):
     runtime: RuntimeConfig = RuntimeConfig()
     """Threads, checkpoints, logging: may change between a run and its resumption."""
 
+    @property
+    def init_file(self) -> Path | None:
+        """The weights that `init: file:PATH` names, of a folder the first of `WEIGHT_FILES` that is there; otherwise None."""
+        if not self.init.startswith("file:"):
+            return None
+        path = Path(self.init.removeprefix("file:"))
+        candidates = [path / name for name in WEIGHT_FILES] if path.is_dir() else [path]
+        return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+
     @model_validator(mode="after")
     def _is_consistent(self) -> RunConfig:
         if any(weight < 0 for weight in self.mix.values()) or (self.mix and not sum(self.mix.values()) > 0):
             raise ValueError(f"mix: weights are not negative and not all zero; got {self.mix}")
         if self.warmup >= self.steps:
             raise ValueError(f"warmup ({self.warmup}) must be shorter than steps ({self.steps})")
+        if self.ibot.weight and self.method == "mad" and self.mix and not self.mix.get(STANDALONE):
+            raise ValueError(
+                "ibot: under method 'mad' only standalone tiles are masked, and `mix` has none; take method 'mad_global'"
+            )
+        if self.pairs != "aligned" and self.method == "dinov2":
+            raise ValueError(f"pairs: {self.pairs!r} changes nothing under method 'dinov2', which crops single tiles")
+        triples = [kind for kind in self.mix if is_triple(kind)]
+        if triples and (self.pairs == "interpolated" or self.children % 2):
+            raise ValueError(
+                f"mix: {triples[0]!r} needs an even number of children, and pairs other than 'interpolated'"
+            )
+        if self.freeze_backbone >= self.steps:
+            raise ValueError(f"freeze_backbone ({self.freeze_backbone}) must be shorter than steps ({self.steps})")
         if self.init == f"run:{self.name}":
             raise ValueError(f"init: {self.init!r} would start the run from itself")
         return self

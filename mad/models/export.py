@@ -8,12 +8,13 @@ encoder/provenance.json      recipe and data that made it, SHA-256 of the weight
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
@@ -24,10 +25,23 @@ from mad.files import MadError, Pathlike, atomic_path, digest, read_json, sha256
 from mad.models.vit import embedding_dim, initial_backbone, mean_std
 
 WEIGHTS = "model.safetensors"
+OWN_LICENCE = "apache-2.0"
+TIMM_WRAPPER = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperModel"]}
 
 
-def export_encoder(model: nn.Module, folder: Pathlike, *, image_px: int, card: str, provenance: dict[str, Any]) -> str:
-    """Write the backbone `model` to `folder` and return the SHA-256 of its weights. Equal weights give equal bytes."""
+def export_encoder(
+    model: nn.Module,
+    folder: Pathlike,
+    *,
+    image_px: int,
+    card: str,
+    provenance: dict[str, Any],
+    licence: str | None = OWN_LICENCE,
+) -> str:
+    """Write the backbone `model` to `folder` and return the SHA-256 of its weights. Equal weights give equal bytes.
+
+    `licence` is that of the weights that training started from; None where it is unknown.
+    """
     folder = Path(folder)
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in _state(model).items()}
     with atomic_path(folder / WEIGHTS) as temporary:
@@ -35,7 +49,12 @@ def export_encoder(model: nn.Module, folder: Pathlike, *, image_px: int, card: s
     mean, std = mean_std(model)
     data = {"input_size": (3, image_px, image_px), "mean": mean, "std": std, "crop_pct": 1.0, "crop_mode": "center"}
     with atomic_path(folder / "config.json") as temporary:
-        save_config_for_hf(model, str(temporary), data_config=data)
+        settings = {**TIMM_WRAPPER, "pretrained_cfg": {"license": licence or "other"}}
+        save_config_for_hf(model, str(temporary), model_config=settings, data_config=data)
+        written = read_json(temporary)
+        # transformers passes num_classes=0 beside model_args, and timm reads it from the root: named twice, the call fails.
+        written.get("model_args", {}).pop("num_classes", None)
+        temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     sha256 = sha256_file(folder / WEIGHTS)
@@ -55,22 +74,6 @@ def load_exported(folder: Pathlike) -> nn.Module:
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def load_weights(model: nn.Module, folder: Pathlike) -> str:
-    """Load the exported weights in `folder` into a backbone of the same architecture; returns their SHA-256.
-
-    Raises:
-        MadError: no finished encoder there, or names or shapes differ.
-    """
-    path = Path(folder) / WEIGHTS
-    if not path.exists():
-        raise MadError(f"{path}: no such weights; train the run that `init` names first")
-    try:
-        model.load_state_dict(load_file(path), strict=True)
-    except RuntimeError as error:
-        raise MadError(f"{path} does not fit the backbone of this run: {str(error).splitlines()[-1].strip()}") from None
-    return sha256_file(path)
-
-
 def read_provenance(folder: Pathlike) -> dict[str, Any] | None:
     """What made the encoder in `folder`, or None unless it is there with the very weights that it names."""
     folder = Path(folder)
@@ -83,7 +86,7 @@ def read_provenance(folder: Pathlike) -> dict[str, Any] | None:
 def export_untrained(config: Config, name: str, out: Pathlike) -> str:
     """Write the architecture of run `name` with random weights (those it starts from where `init` is `random`)."""
     recipe = freeze_recipe(config, name)
-    run = config.run(name)
+    run = config.run(name).model_copy(update={"init": "random"})
     model = initial_backbone(config, name)
     provenance = {"recipe_digest": digest(recipe), "data_digest": None, "steps": 0, "untrained": True}
     card = model_card(run, recipe, model, f"`{name}`, untrained", ["none: random weights"], {}, {}, "0 steps")
@@ -99,8 +102,12 @@ def model_card(
     samples: dict[str, int],
     tiles: dict[str, int],
     length: str,
+    licence: str | None = OWN_LICENCE,
 ) -> str:
-    """The model card of an exported encoder as Markdown with the front matter of the Hugging Face hub."""
+    """The model card of an exported encoder as Markdown with the front matter of the Hugging Face hub.
+
+    `licence` is that of the weights that training started from; None where it is unknown.
+    """
     magnifications = recipe["magnifications"]
     scales = ", ".join(f"{value:g}x ({10 / value:g} um/px)" for value in magnifications)
     data = "none"
@@ -108,9 +115,13 @@ def model_card(
         data = "; ".join(", ".join(f"{n} {kind}" for kind, n in counts.items()) for counts in (samples, tiles))
         data = data.replace("; ", " samples; distinct tiles: ")
     mean, std = mean_std(model)
+    start, terms = f"init `{run.init}`", "Licence: Apache-2.0."
+    if run.init != "random":
+        start += f" (licence of these weights: {licence or 'unknown'})"
+        terms = "The licence of the weights that training started from governs this encoder too."
     listed = "\n".join(f"- {loss}" for loss in losses)
     return f"""---
-license: apache-2.0
+license: {licence or "other"}
 library_name: timm
 tags: [image-feature-extraction, timm, pathology, {run.method}]
 ---
@@ -119,7 +130,7 @@ tags: [image-feature-extraction, timm, pathology, {run.method}]
 A tile encoder for histology, made by `mad`: {run.backbone.model}, embeddings of {embedding_dim(model)} dimensions
 (pooling: {run.backbone.pooling}), {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters.
 
-- Method: `{run.method}`, init `{run.init}`, {length}, {run.batch} samples per step
+- Method: `{run.method}`, {start}, {length}, {run.batch} samples per step
 - Magnifications: {scales}
 - Tiles: {recipe["tile_px"]} x {recipe["tile_px"]} px at native resolution, never resized
 - Training data: {data}
@@ -140,5 +151,5 @@ mean, std = torch.tensor({list(mean)}), torch.tensor({list(std)})
 embeddings = encoder((images - mean[:, None, None]) / std[:, None, None])  # [B, {embedding_dim(model)}]
 ```
 
-For research, not for diagnosis. Licence: Apache-2.0.
+For research, not for diagnosis. {terms}
 """

@@ -1,10 +1,14 @@
-"""The projection head of DINO and the network (backbone and head) that student and teacher are."""
+"""The projection head of DINO and iBOT, and the network (backbone and heads) that student and teacher are."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mad.config.training import RunConfig
+from mad.models.masked import check_maskable, masked_forward
+from mad.models.vit import embedding_dim
 
 
 class DinoHead(nn.Module):
@@ -52,18 +56,71 @@ class DinoHead(nn.Module):
 
 
 class Network(nn.Module):
-    """Backbone and head; the teacher is the moving average of the student's."""
+    """Backbone and heads; the teacher is the moving average of the student's.
 
-    def __init__(self, backbone: nn.Module, head: DinoHead) -> None:
+    `mask_token` [1, D] and `patch_head` (None: patches share `head`) are there for masked patches. `centre` [K] and
+    `patch_centre` are there under `centring: ema`: the student's are the next step's, the teacher's those in use.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: DinoHead,
+        patch_head: DinoHead | None = None,
+        *,
+        masked: bool = False,
+        centred: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.patch_head = patch_head
+        self.mask_token = nn.Parameter(torch.zeros(1, embedding_dim(backbone))) if masked else None
+        if centred:
+            self.register_buffer("centre", torch.zeros(len(head.prototypes)))
+            if masked:
+                self.register_buffer("patch_centre", torch.zeros(len((patch_head or head).prototypes)))
 
-    def forward(self, images: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    @property
+    def heads(self) -> list[DinoHead]:
+        """The image's head, and the patches' own where there is one."""
+        return [self.head] + ([self.patch_head] if self.patch_head is not None else [])
+
+    def forward(
+        self, images: list[Tensor], masks: Tensor | None = None, *, hide: bool = True
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Batches of images [B_s, 3, S_s, S_s], one per size, to embeddings [B_s, D] and scores [B_s, K] of each.
 
-        One call per step, so that DistributedDataParallel sees every use of a parameter.
+        With `masks` [B_0, N] the scores [M, K] of the masked patches of the first batch follow as one more entry, image by
+        image; only these pass through the head. `hide`: the mask token takes their place (the student's pass); otherwise they
+        are seen (the teacher's). One call per step, so that DistributedDataParallel sees every use of a parameter.
         """
-        embeddings = [self.backbone(batch) for batch in images]
-        scores = self.head(torch.cat(embeddings)).split([len(part) for part in embeddings])
-        return embeddings, list(scores)
+        if masks is None:
+            embeddings = [self.backbone(batch) for batch in images]
+            scores = self.head(torch.cat(embeddings)).split([len(part) for part in embeddings])
+            return embeddings, list(scores)
+        first, tokens = masked_forward(self.backbone, images[0], masks, self.mask_token if hide else None)
+        rows = masks.flatten().nonzero().squeeze(1)  # on the masks' own device: on the CPU nothing waits for a GPU
+        patches = tokens.flatten(0, 1)[rows.to(tokens.device)]
+        embeddings = [first, *(self.backbone(batch) for batch in images[1:])]
+        sizes = [len(part) for part in embeddings]
+        if self.patch_head is None:
+            scores = self.head(torch.cat([*embeddings, patches])).split([*sizes, len(patches)])
+            return embeddings, list(scores)
+        return embeddings, [*self.head(torch.cat(embeddings)).split(sizes), self.patch_head(patches)]
+
+
+def build_network(backbone: nn.Module, run: RunConfig) -> Network:
+    """The network of a run on this backbone, its heads random.
+
+    Raises:
+        MadError: the run masks patches and the backbone has none.
+    """
+    dim, head, ibot = embedding_dim(backbone), run.head, run.ibot
+    if ibot.weight:
+        check_maskable(backbone, run.backbone.model)
+    image_head, patch_head = DinoHead(dim, head.hidden, head.bottleneck, head.prototypes), None
+    if ibot.weight and ibot.head == "separate":
+        sizes = ibot.hidden or head.hidden, ibot.bottleneck or head.bottleneck, ibot.prototypes or head.prototypes
+        patch_head = DinoHead(dim, *sizes)
+    return Network(backbone, image_head, patch_head, masked=ibot.weight > 0, centred=run.centring == "ema")

@@ -23,17 +23,22 @@ from mad.config import Config
 from mad.config.recipe import freeze_recipe
 from mad.config.training import RunConfig
 from mad.files import MadError, atomic_path, digest, read_json, sha256_file, write_json, write_json_if_changed
-from mad.models.export import WEIGHTS, export_encoder, load_weights, model_card, read_provenance
+from mad.models.export import export_encoder, model_card, read_provenance
+from mad.models.initial import find_source, initial_licence
+from mad.models.masked import patch_grid
 from mad.models.vit import local_crop_px, mean_std
+from mad.models.weights import load_weights
 from mad.progress import log
 from mad.slides.sheet import cohort_rows
 from mad.training import checkpoint, ranks
 from mad.training.curves import draw_curves
-from mad.training.data import TrainingSet, samples_per_process
+from mad.training.data import TrainingSet
 from mad.training.health import HealthSet, choose_health_set, collapse_warnings, forward
 from mad.training.index import load_index
-from mad.training.loop import Interrupted, Run, build_networks, build_optimiser, choose_dtype, train
+from mad.training.loop import Interrupted, Run, build_networks, choose_dtype, train
 from mad.training.objective import Numerics, loss_names
+from mad.training.optimiser import build_optimiser, describe_rates
+from mad.training.parallel import balance_note, balanced_over, num_passes
 
 EXIT_RETRY = 75
 OWNED = ("encoder", "checkpoints", "metrics.jsonl", "curves.png", "summary.json", "identity.json")
@@ -69,12 +74,8 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     slides = [row.slide_id for row in cohort_rows(config)]
     splits = {split: load_index(shards, split, entry.children, slides) for split in ("train", "val")}
     index, seed, tile_px = splits["train"], recipe["seed"], recipe["tile_px"]
-    source = (
-        Path(config.results) / "train" / entry.init.removeprefix("run:") / "encoder"
-        if entry.init.startswith("run:")
-        else None
-    )
-    start = sha256_file(source / WEIGHTS) if source and (source / WEIGHTS).exists() else None
+    source = find_source(entry, Path(config.results))
+    start = sha256_file(source.path) if source else None
     identity = {"recipe_digest": digest(recipe), "data_digest": index.digest, "init_sha256": start}
     finished = finished_run(folder, identity)
     if finished:
@@ -85,11 +86,15 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
 
     def load(backbone: nn.Module) -> None:
         if source:
-            load_weights(backbone, source)
+            loaded = load_weights(backbone, source.path)
+            if ranks.rank() == 0:
+                log(f"{entry.name}: starts from {source.path} ({loaded})")
 
     student, teacher = build_networks(entry, tile_px, seed, load)
-    samples_per_process(entry.batch, ranks.world_size())
-    data = TrainingSet(index, entry, tile_px, entry.views.local_px or local_crop_px(student.backbone, tile_px), seed)
+    num_passes(entry, ranks.world_size())  # fails here where the batch cannot be shared out
+    grid = patch_grid(student.backbone, tile_px) if entry.ibot.weight else None
+    local_px = entry.views.local_px or local_crop_px(student.backbone, tile_px)
+    data = TrainingSet(index, entry, tile_px, local_px, seed, grid)
     health = choose_health_set({"val": splits["val"], "train": index}, tile_px, entry.runtime.health_samples)
     first = choose_health_set({"train": index}, tile_px, STANDARDISE_SAMPLES) if entry.head.standardise else None
     ranks.barrier()  # every process has what it needs: only now is an earlier run moved away
@@ -99,7 +104,8 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
 
     numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(entry.precision, device))
     precision = str(numerics.dtype).removeprefix("torch.")
-    state = Run(student.to(device), teacher.to(device), build_optimiser(student, entry), identity, precision)
+    optimiser, balanced = build_optimiser(student.to(device), entry), balanced_over(entry, ranks.world_size())
+    state = Run(student, teacher.to(device), optimiser, identity, precision, balanced)
     if saved := checkpoint.load_latest(folder / "checkpoints", identity):
         if saved["precision"] != precision:
             raise MadError(
@@ -117,8 +123,10 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     train(state, data, health, numerics, folder)
     if ranks.rank() == 0:
         losses, samples, tiles = loss_names(entry, list(data.weights)), index.counts(), index.magnification_counts()
+        losses += [note] if (note := balance_note(entry, ranks.world_size())) else []
+        licence = initial_licence(entry, source, teacher.backbone)
         card = model_card(
-            entry, recipe, teacher.backbone, f"`{entry.name}`", losses, samples, tiles, f"{entry.steps} steps"
+            entry, recipe, teacher.backbone, f"`{entry.name}`", losses, samples, tiles, f"{entry.steps} steps", licence
         )
         provenance = {
             **identity, "recipe": recipe, "steps": state.step, "seconds": round(state.seconds, 1), "losses": losses,
@@ -126,7 +134,9 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
             "health_kind": health.kind, "device": str(device), "precision": precision,
             "world_size": ranks.world_size(), "threads": torch.get_num_threads(),
         }  # fmt: skip
-        export_encoder(teacher.backbone, folder / "encoder", image_px=tile_px, card=card, provenance=provenance)
+        export_encoder(
+            teacher.backbone, folder / "encoder", image_px=tile_px, card=card, provenance=provenance, licence=licence
+        )
         _summarise(folder, entry, recipe, identity, read_provenance(folder / "encoder") or {})
 
 
@@ -134,9 +144,14 @@ def finished_run(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | Non
     """The provenance of the encoder in `folder` where this very run has made it, otherwise None."""
     provenance = read_provenance(folder / "encoder")
     known = folder / "identity.json"
-    if not provenance or not known.exists() or read_json(known) != identity:
+    if not provenance or not known.exists() or not _same_run(read_json(known), identity):
         return None
     return provenance if all(provenance.get(key) == value for key, value in identity.items()) else None
+
+
+def _same_run(former: dict[str, Any] | None, identity: dict[str, Any]) -> bool:
+    """Whether the content of identity.json, which holds the recipe too, is of the run with this identity."""
+    return former is not None and {key: former.get(key) for key in identity} == identity
 
 
 def standardise_head(state: Run, data: HealthSet, numerics: Numerics) -> None:
@@ -150,11 +165,16 @@ def _announce(data: TrainingSet, state: Run, numerics: Numerics, known: int) -> 
     run = data.run
     shares = {kind: round(weight / sum(data.weights.values()), 3) for kind, weight in data.weights.items()}
     parameters = sum(p.numel() for p in state.student.parameters()) / 1e6
+    world = ranks.world_size()
+    passes = num_passes(run, world)
     log(
-        f"{run.name}: method {run.method}, {parameters:.1f} M parameters, peak lr {run.lr:g} at batch {run.batch}, "
-        f"{state.precision} on {ranks.world_size()} x {numerics.device}, "
+        f"{run.name}: method {run.method}, {parameters:.1f} M parameters, {describe_rates(state.optimiser, run)}; "
+        f"batch {run.batch} = {world} x {numerics.device} x {passes} passes x {run.batch // world // passes} samples, "
+        f"{state.precision}, "
         f"{torch.get_num_threads()} threads, samples {data.index.counts()}, mix {shares}"
     )
+    if note := balance_note(run, world):
+        log(f"{run.name}: WARNING: {note}")
     if state.step:
         log(f"{run.name}: resumes at step {state.step} ({known} steps recorded)")
 
@@ -162,9 +182,9 @@ def _announce(data: TrainingSet, state: Run, numerics: Numerics, known: int) -> 
 def prepare_folder(folder: Path, identity: dict[str, Any], recipe: dict[str, Any]) -> None:
     """Make `folder` that of this run: what another recipe or other data left is moved to `archive/`, never overwritten."""
     checkpoint.remove_leftovers(folder / "checkpoints")
-    known = folder / "identity.json"
+    known, present = folder / "identity.json", {**identity, "recipe": recipe}
     former = read_json(known) if known.exists() else None
-    if former != identity and any((folder / name).exists() for name in OWNED):
+    if not _same_run(former, identity) and any((folder / name).exists() for name in OWNED):
         tag = f"{former['recipe_digest']}-{former['data_digest']}" if former else "unknown"
         target, number = folder / "archive" / tag, 1
         while target.exists():
@@ -174,11 +194,12 @@ def prepare_folder(folder: Path, identity: dict[str, Any], recipe: dict[str, Any
         for name in OWNED:
             if (folder / name).exists():
                 (folder / name).rename(target / name)
-        changed = [key for key in identity if former and former[key] != identity[key]] or ["identity.json is missing"]
+        told = present if former and "recipe" in former else identity
+        changed = checkpoint.differences(former, told) if former else ["identity.json is missing"]
         log(
-            f"{folder.name}: an earlier run differs in {', '.join(changed)}; it was moved to {target}, training starts anew"
+            f"{folder.name}: an earlier run differs in {'; '.join(changed)}; it was moved to {target}, training starts anew"
         )
-    write_json_if_changed(known, identity)
+    write_json_if_changed(known, present)
     write_json_if_changed(folder / "recipe.json", recipe)
     (folder / "checkpoints").mkdir(exist_ok=True)
 

@@ -6,22 +6,35 @@ state: order and views depend on (seed, n) alone, and each step seeds torch by (
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mad.files import MadError, atomic_path
+from mad.files import MadError, StorageError, atomic_path
 
 KEEP = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `state` as the checkpoint of `step` and remove all but the last two."""
+    """Write `state` as the checkpoint of `step` and remove all but the last two.
+
+    Raises:
+        StorageError: the disk is full; the checkpoints before stay as they are.
+    """
     path = folder / f"step_{step:07d}.pt"
     with atomic_path(path) as temporary:
-        torch.save({**state, "step": step}, temporary)
+        try:
+            torch.save({**state, "step": step}, temporary)
+        except RuntimeError as error:  # what its zip writer makes of a failed write
+            room = shutil.disk_usage(folder).free / 1e9
+            raise StorageError(
+                f"{path}: cannot be written ({room:.3g} GB are free there: {str(error).splitlines()[0][:120]}); make room and "
+                "run it again: it resumes from the checkpoint before"
+            ) from None
     for old in found(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return path
@@ -38,6 +51,18 @@ def found(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.pt"))
 
 
+def differences(former: Any, present: Any, key: str = "") -> list[str]:
+    """Where two nested dictionaries differ, as `key.of.value: former -> present`; a missing value is `none`."""
+    if isinstance(former, dict) and isinstance(present, dict):
+        parts = [
+            differences(former.get(name), present.get(name), f"{key}.{name}" if key else str(name))
+            for name in sorted({*former, *present})
+        ]
+        return [line for part in parts for line in part]
+    shown = (json.dumps(value) if value is not None else "none" for value in (former, present))
+    return [] if former == present else [f"{key}: {' -> '.join(shown)}"]
+
+
 def load_latest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, or None where there is none.
 
@@ -51,7 +76,8 @@ def load_latest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None
         except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
             continue
         if state["identity"] != identity:
-            raise MadError(f"{path} is of another recipe or other data; move {folder} away to start anew")
+            changed = "; ".join(differences(state["identity"], identity))
+            raise MadError(f"{path} is of another recipe or other data ({changed}); move {folder} away to start anew")
         return state
     if paths:
         raise MadError(f"{folder}: none of {len(paths)} checkpoint(s) can be read; remove them to start the run anew")

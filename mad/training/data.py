@@ -1,14 +1,15 @@
 """Sample n of a run is a pure function of (seed, n): resuming is exact and the number of processes does not matter.
 
-`SampleOrder` says which sample n is, `TrainingSet` reads it and makes its views, `batches` yields one process's share of
-each step's global batch.
+`SampleOrder` says which sample n is, `Pairing` which tiles it shows, `TrainingSet` reads them and makes its views, `batches`
+yields one process's share of each step's global batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mad.config.training import STANDALONE, RunConfig
+from mad.config.training import STANDALONE, RunConfig, is_triple
 from mad.files import MadError
-from mad.training import views
+from mad.progress import log
+from mad.training import ranks, views
 from mad.training.index import Index, TileReader
+from mad.training.masking import Masking
+from mad.training.pairing import Pairing
 
 GOLDEN = (5**0.5 - 1) / 2
 ORDER_STREAM, VIEW_STREAM = 1, 2  # independent random streams of one seed
@@ -82,37 +86,96 @@ def mixing_weights(counts: dict[str, int], mix: dict[str, float]) -> dict[str, f
 
 
 class TrainingSet(Dataset[list[views.Views]]):
-    """Sample n as views. `method` decides what a pair sample gives; standalone tiles always give multi-crop views."""
+    """Sample n as views. `method` and `pairs` decide what a pair sample gives; standalone tiles always give multi-crop views.
 
-    def __init__(self, index: Index, run: RunConfig, tile_px: int, local_px: int, seed: int) -> None:
+    `weights` and `counts` tell the kinds that are drawn, `skipped` the samples that `pairs: shuffled` leaves out because
+    theirs is the only parent of its slide.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        run: RunConfig,
+        tile_px: int,
+        local_px: int,
+        seed: int,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        """`grid`: rows and columns of patches of a tile, where patches are masked."""
         self.index, self.run, self.local_px, self.seed = index, run, local_px, seed
+        self.masking = Masking(grid, run.ibot, run.batch, seed) if grid else None
         self.reader = TileReader(index, tile_px)
-        counts = index.counts()
-        self.weights = mixing_weights(counts, run.mix)
-        chosen = {kind: counts[kind] for kind in self.weights}
-        self.order = SampleOrder(chosen, self.weights, run.batch, run.steps, run.mix_mode, seed)
+        self.pairing = Pairing(index, run)
+        counts = self.pairing.counts() | ({STANDALONE: len(index.standalone)} if len(index.standalone) else {})
+        known = counts if run.mix else {kind: count for kind, count in counts.items() if not is_triple(kind)}
+        self.weights = mixing_weights(known, run.mix)
+        usable = {kind: self.pairing.usable.get(kind, index.standalone) for kind in self.weights}
+        self.counts = {kind: len(places) for kind, places in usable.items()}
+        self.skipped = {kind: counts[kind] - count for kind, count in self.counts.items() if counts[kind] > count}
+        if empty := [kind for kind, count in self.counts.items() if not count]:
+            raise MadError(
+                f"runs.{run.name}.pairs: shuffled: no slide has two parents of kind {', '.join(map(repr, empty))}; take it off "
+                "the run's `mix`"
+            )
+        if self.skipped and ranks.rank() == 0:
+            log(f"{run.name}: shuffled pairs leave out parents that are alone in their slide: {self.skipped}")
+        self.order = SampleOrder(self.counts, self.weights, run.batch, run.steps, run.mix_mode, seed)
 
     def __getitem__(self, n: int) -> list[views.Views]:
-        """Views of sample n: one entry, or with `pair_tiles: all` one per tile."""
-        kind, place = self.order[n]
-        rng = np.random.default_rng([self.seed, VIEW_STREAM, n])
+        """Views of sample n: one entry, or with `pair_tiles: all` one per tile; masks are drawn last."""
+        rng = np.random.default_rng(self._entropy(n))
+        shown = self._views(n, rng)
+        if self.masking is None:
+            return shown
+        masks = np.split(self.masking.masks(n, sum(len(view.teacher) for view in shown), rng), len(shown))
+        return [
+            replace(view, masks=np.zeros_like(mask) if view.kind == "pair" else mask)
+            for view, mask in zip(shown, masks, strict=True)
+        ]
+
+    def _views(self, n: int, rng: np.random.Generator) -> list[views.Views]:
+        kind, turn = self.order[n]
         if kind == STANDALONE:
-            return [self._multicrop(int(self.index.standalone[place]), rng)]
-        parent, children = self.draw_tiles(kind, place, rng)
-        if self.run.method == "mad":
-            tiles = tuple(self.reader.tile_id(row) for row in (parent, *children))
-            images = [self.reader.read(row) for row in children]
-            return [views.pair_views(self.reader.read(parent), images, self.run.photometric, rng, tiles)]
+            return [self._multicrop(int(self.index.standalone[turn]), rng)]
+        parent, children = self.draw_tiles(kind, int(self.pairing.usable[kind][turn]), rng)
+        if self.run.method != "dinov2":
+            return [self._pair(kind, parent, children, rng)]
         if self.run.pair_tiles == "all":
             return [self._multicrop(row, rng) for row in (parent, *children)]
-        of_parent = rng.random() < 2 / (2 + len(children))
-        return [self._multicrop(parent if of_parent else children[int(rng.integers(len(children)))], rng)]
+        return [self._multicrop(self._one_of(parent, children, rng), rng)]
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        """What a `DataLoader` asks for: these samples as a batch, made one after the other."""
+        return collate(map(self.__getitem__, numbers), len(numbers))
+
+    def _entropy(self, n: int) -> list[int] | npt.NDArray[np.uint32]:
+        """What seeds sample n. An array saves numpy half of its time, but holds no seed beyond 32 bits."""
+        entropy = [self.seed, VIEW_STREAM, n]
+        return np.array(entropy, dtype=np.uint32) if max(entropy) < 2**32 else entropy
 
     def draw_tiles(self, kind: str, place: int, rng: np.random.Generator) -> tuple[int, list[int]]:
-        """Rows of a pair's parent and of the children drawn this time: the first draw of every method, so the same tiles."""
-        pairs = self.index.pairs[kind]
-        readable = pairs.children[place][pairs.children[place] >= 0]
-        return int(pairs.parents[place]), [int(row) for row in rng.permutation(readable)[: self.run.children]]
+        """Rows of the parent at `place` of a kind and of the tiles drawn to go with it."""
+        return self.pairing.draw(kind, place, rng)
+
+    def _one_of(self, parent: int, children: list[int], rng: np.random.Generator) -> int:
+        of_parent = rng.random() < 2 / (2 + len(children))
+        return parent if of_parent else children[int(rng.integers(len(children)))]
+
+    def _pair(self, kind: str, parent: int, children: list[int], rng: np.random.Generator) -> views.Views:
+        if self.run.pairs == "same":
+            parent = self._one_of(parent, children, rng)
+            rows, image = [parent], self.reader.read(parent)
+            images = [image] * len(children)
+        elif self.run.pairs == "interpolated":
+            rows, image = [parent], self.reader.read(parent)
+            coarse, fine = (float(name.removesuffix("x")) for name in kind.split("-"))
+            images = [views.enlarged_cell(image, self.reader.position(row), round(fine / coarse)) for row in children]
+        else:
+            rows, images = [parent, *children], [self.reader.read(row) for row in children]
+            image = self.reader.read(parent)
+        tiles = tuple(self.reader.tile_id(row) for row in rows)
+        shown = views.pair_views(image, images, self.run.photometric, rng, tiles)
+        return replace(shown, kind="global_pair") if self.run.method == "mad_global" else shown
 
     def _multicrop(self, row: int, rng: np.random.Generator) -> views.Views:
         image, tile_id = self.reader.read(row), self.reader.tile_id(row)
@@ -121,12 +184,17 @@ class TrainingSet(Dataset[list[views.Views]]):
 
 @dataclass(frozen=True)
 class Group:
-    """Views of one kind in a batch, uint8: teacher [B, T, P, P, 3], student [B, S, P, P, 3] or None, local [B, L, p, p, 3]."""
+    """Views of one kind in a batch, uint8: teacher [B, T, P, P, 3], student [B, S, P, P, 3] or None, local [B, L, p, p, 3].
+
+    `kind`: "pair" (the student sees children alone), "global_pair" (the teacher's views of the parent too) or "multicrop".
+    `masks` [B, T, N] are those of the teacher's views where the student sees them too.
+    """
 
     kind: str
     teacher: Tensor
     student: Tensor | None
     local: Tensor
+    masks: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -137,22 +205,51 @@ class Batch:
     tiles: list[str] = field(default_factory=list)
 
 
-def collate(samples: list[list[views.Views]]) -> Batch:
-    """Stack the views of samples, grouped by kind in the order of their names."""
-    flat = [view for sample in samples for view in sample]
-    groups = []
-    for kind in sorted({view.kind for view in flat}):
-        same = [view for view in flat if view.kind == kind]
-        students = [view.student for view in same if view.student is not None]
-        groups.append(
-            Group(
-                kind,
-                torch.from_numpy(np.stack([view.teacher for view in same])),
-                torch.from_numpy(np.stack(students)) if students else None,
-                torch.from_numpy(np.stack([view.local for view in same])),
-            )
-        )
-    return Batch(groups, [tile for view in flat for tile in view.tiles])
+class _Pile:
+    """Views of one kind, copied into the tensors of a batch as they come: while an image is still in the processor's cache."""
+
+    def __init__(self, first: views.Views, room: int) -> None:
+        self.size = 0
+        self._parts = [_space(part, room) for part in (first.teacher, first.student, first.local, first.masks)]
+
+    def add(self, view: views.Views) -> None:
+        for space, part in zip(self._parts, (view.teacher, view.student, view.local, view.masks), strict=True):
+            if space is not None and part is not None:
+                for place, image in enumerate(part):
+                    space[self.size, place] = image
+        self.size += 1
+
+    def group(self, kind: str) -> Group:
+        parts = [None if space is None else torch.from_numpy(space[: self.size]) for space in self._parts]
+        return Group(kind, *parts)  # type: ignore[arg-type]
+
+
+def _space(part: Sequence[npt.NDArray[Any]] | npt.NDArray[Any] | None, room: int) -> npt.NDArray[Any] | None:
+    """Space for `room` samples with as many images (or masks) as `part`; [room, 0, 0, 0, 3] where it has none."""
+    if part is None:
+        return None
+    shape, dtype = (part[0].shape, part[0].dtype) if len(part) else ((0, 0, 3), np.uint8)
+    return np.empty((room, len(part), *shape), dtype)
+
+
+def collate(samples: Iterable[list[views.Views]], count: int | None = None) -> Batch:
+    """The views of `samples` as tensors, grouped by kind in the order of their names; `count` of them, if they come one by one."""
+    if count is None:
+        samples = list(samples)
+        count = len(samples)
+    piles: dict[str, _Pile] = {}
+    tiles: list[str] = []
+    for number, sample in enumerate(samples):
+        for view in sample:
+            if view.kind not in piles:
+                piles[view.kind] = _Pile(view, (count - number) * len(sample))
+            piles[view.kind].add(view)
+            tiles += view.tiles
+    return Batch([piles[kind].group(kind) for kind in sorted(piles)], tiles)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def samples_per_process(batch: int, world: int) -> int:
@@ -168,20 +265,23 @@ def samples_per_process(batch: int, world: int) -> int:
     return batch // world
 
 
-def batches(data: TrainingSet, *, start: int, rank: int, world: int, workers: int) -> Iterator[Batch]:
+def batches(data: TrainingSet, *, start: int, rank: int, world: int, workers: int, passes: int = 1) -> Iterator[Batch]:
     """Yield process `rank`'s share of the batches of steps `start`, `start + 1`, ... to the last one.
+
+    With `passes`, a step's batch is first cut into as many equal parts, and each part is shared out: which samples go
+    through the networks together depends on the size of a part alone.
 
     Raises:
         MadError: the global batch cannot be shared out evenly.
     """
-    batch, share = data.run.batch, samples_per_process(data.run.batch, world)
-    steps = range(start, data.run.steps)
-    numbers = [range(step * batch + rank * share, step * batch + (rank + 1) * share) for step in steps]
+    batch, share = data.run.batch, samples_per_process(data.run.batch, world) // passes
+    parts = range(start * batch, data.run.steps * batch, batch // passes)
+    numbers = [range(part + rank * share, part + (rank + 1) * share) for part in parts]
     loader = DataLoader(
         data,
         batch_sampler=numbers,  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
         worker_init_fn=_quiet_worker,
         generator=torch.Generator().manual_seed(0),
     )

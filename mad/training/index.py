@@ -35,11 +35,22 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Triples:
+    """Parents whose children are parents themselves: `parents` [N] and `children` [N, s²] are rows of the index, -1 for a child
+    without children; `places` [N, s²] says where these children stand as parents among the pairs of kind `fine`."""
+
+    parents: npt.NDArray[np.int64]
+    children: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    fine: str
+
+
+@dataclass(frozen=True)
 class Index:
     """The readable samples of one split.
 
-    `rows` has one line per tar member (columns of the shard table), `pairs` is keyed by transition ("10x-40x") from coarse to
-    fine, `standalone` holds rows. `digest` identifies the content: ids, places in the grid and pixel digests.
+    `rows` has one line per tar member (columns of the shard table, and `slide`), `pairs` is keyed by transition ("10x-40x")
+    from coarse to fine, `standalone` holds rows. `digest` identifies the content: ids, places in the grid and pixel digests.
     """
 
     folder: Path
@@ -52,6 +63,22 @@ class Index:
         """Samples per kind, in the order of `pairs`, standalone last; kinds without samples are left out."""
         found = {kind: len(pairs.parents) for kind, pairs in self.pairs.items()} | {STANDALONE: len(self.standalone)}
         return {kind: count for kind, count in found.items() if count}
+
+    def triples(self, kind: str, min_children: int) -> Triples | None:
+        """The parents of kind "2.5x-10x-40x" with at least `min_children` children that are parents of pairs "10x-40x".
+
+        None where the index lacks one of the two transitions.
+        """
+        first, middle, last = kind.split("-")
+        coarse, fine = self.pairs.get(f"{first}-{middle}"), self.pairs.get(f"{middle}-{last}")
+        if coarse is None or fine is None:
+            return None
+        ids = self.rows["tile_id"].to_numpy()
+        places = pd.Index(ids[fine.parents]).get_indexer(ids[coarse.children.ravel()]).reshape(coarse.children.shape)
+        places = np.where(coarse.children >= 0, places, -1).astype(np.int64)
+        usable = (places >= 0).sum(axis=1) >= min_children
+        children = np.where(places >= 0, coarse.children, -1)
+        return Triples(coarse.parents[usable], children[usable], places[usable], f"{middle}-{last}")
 
     def magnification_counts(self) -> dict[str, int]:
         """Distinct tiles per magnification, keyed as "10x"."""
@@ -80,7 +107,7 @@ def load_index(folder: Pathlike, split: str, min_children: int, slides: Iterable
         )
     if not paths:
         raise MadError(f"{folder}: no shard tables; make them with `mad shard` before training")
-    tables = [pd.read_parquet(path, columns=COLUMNS) for path in paths]
+    tables = [pd.read_parquet(path, columns=COLUMNS).assign(slide=path.stem) for path in paths]
     rows = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     rows = rows[(rows["split"] == split) & (rows["status"] == "ok")]
     rows = rows.sort_values(["kind", "sample_id", "position"], kind="stable", ignore_index=True)
@@ -110,7 +137,10 @@ def _digest(rows: pd.DataFrame) -> str:
 
 
 class TileReader:
-    """Decodes tiles by row of an index; keeps the tars open. Safe to use after a fork: reads carry their own position."""
+    """Decodes tiles by row of an index; keeps the tars open. Safe to use after a fork: reads carry their own position.
+
+    A tile's bytes are compared with the digest of its table when they are first read, as shards do not change under a run.
+    """
 
     def __init__(self, index: Index, tile_px: int) -> None:
         self.tile_px = tile_px
@@ -120,11 +150,17 @@ class TileReader:
         self._offsets = index.rows["offset"].to_numpy(dtype=np.int64)
         self._sizes = index.rows["size"].to_numpy(dtype=np.int64)
         self._digests = index.rows["sha256"].to_numpy()
+        self._positions = index.rows["position"].to_numpy()
+        self._known = np.zeros(len(index.rows), dtype=bool)
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def tile_id(self, row: int) -> str:
         """The id of the tile in `row`."""
         return str(self._ids[row])
+
+    def position(self, row: int) -> int:
+        """The place of the child in `row` under its parent, row-major; -1 for other tiles."""
+        return int(self._positions[row])
 
     def read(self, row: int) -> Image:
         """The RGB pixels [tile_px, tile_px, 3] of the tile in `row`.
@@ -134,7 +170,9 @@ class TileReader:
         """
         data = os.pread(self._descriptor(str(self._shards[row])), int(self._sizes[row]), int(self._offsets[row]))
         try:
-            image = decode(data) if hashlib.sha256(data).hexdigest() == self._digests[row] else None
+            known = self._known[row] or hashlib.sha256(data).hexdigest() == self._digests[row]
+            image = decode(data) if known else None
+            self._known[row] = known
         except (RuntimeError, ValueError):  # of imagecodecs, of simplejpeg
             image = None
         if image is None or image.shape != (self.tile_px, self.tile_px, 3):

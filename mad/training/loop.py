@@ -11,8 +11,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from mad.config.training import RunConfig
-from mad.files import MadError
-from mad.models.heads import DinoHead, Network
-from mad.models.vit import build_backbone, embedding_dim
+from mad.files import FULL, MadError, StorageError
+from mad.models.heads import Network, build_network
+from mad.models.masked import drop_paths
+from mad.models.vit import build_backbone
 from mad.progress import log
-from mad.training import checkpoint, ranks
-from mad.training.data import TrainingSet, batches
+from mad.training import checkpoint, parallel, ranks
+from mad.training.data import Batch, TrainingSet, batches
 from mad.training.health import HealthSet, check_health
-from mad.training.objective import Numerics, num_views, step_loss
-from mad.training.schedule import cosine, linear, warmup_cosine
+from mad.training.memory import announce_memory, memory_errors
+from mad.training.objective import Numerics, StepLoss, num_views, step_loss
+from mad.training.optimiser import BackboneFreeze, set_schedules
+from mad.training.schedule import cosine, linear
 from mad.training.ssl import ema_update
 
 
@@ -38,13 +41,18 @@ class Interrupted(Exception):  # noqa: N818  a request, not an error
 
 @dataclass
 class Run:
-    """The state of a run: what a checkpoint holds. `precision` names the type of its forward passes, e.g. "bfloat16"."""
+    """The state of a run: what a checkpoint holds.
+
+    `precision` names the type of its forward passes, e.g. "bfloat16"; `balanced_over` is the number of samples over which
+    the teacher's targets are balanced.
+    """
 
     student: Network
     teacher: Network
     optimiser: torch.optim.Optimizer
     identity: dict[str, Any]
     precision: str
+    balanced_over: int
     step: int = 0
     seconds: float = 0.0
 
@@ -58,6 +66,7 @@ class Run:
             "seconds": self.seconds,
             "threads": torch.get_num_threads(),
             "precision": self.precision,
+            "balanced_over": self.balanced_over,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -70,6 +79,11 @@ class Run:
             log(
                 f"resumed with {torch.get_num_threads()} threads after {state['threads']}: equal up to rounding, not bit-equal"
             )
+        if state["balanced_over"] != self.balanced_over:
+            log(
+                f"WARNING: targets are balanced over {self.balanced_over} samples from here, over {state['balanced_over']} "
+                "before: another number of passes per step is another objective"
+            )
 
 
 def build_networks(
@@ -81,20 +95,13 @@ def build_networks(
     if load is not None:
         load(backbone)
     torch.manual_seed(seed + 1)
-    head = (run.head.hidden, run.head.bottleneck, run.head.prototypes)
-    student = Network(backbone, DinoHead(embedding_dim(backbone), *head))
-    teacher = Network(build_backbone(run.backbone, tile_px), DinoHead(embedding_dim(backbone), *head))
+    student = build_network(backbone, run)
+    teacher = build_network(build_backbone(run.backbone, tile_px), run)
     teacher.load_state_dict(student.state_dict())
+    if run.drop_path:
+        drop_paths(student.backbone, run.drop_path, run.backbone.model)
     teacher.requires_grad_(False).eval()
     return student.train(), teacher
-
-
-def build_optimiser(student: nn.Module, run: RunConfig) -> torch.optim.Optimizer:
-    """AdamW with two groups: matrices and kernels decay, biases, norms and other vectors do not."""
-    decayed = [p for p in student.parameters() if p.ndim >= 2]
-    plain = [p for p in student.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "decays": True}, {"params": plain, "decays": False, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=run.lr, fused=True)
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -106,16 +113,6 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     else:
         good = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if good else torch.float32
-
-
-def set_schedules(optimiser: torch.optim.Optimizer, run: RunConfig, step: int) -> float:
-    """Put the learning rate and weight decay of `step` into the optimiser; returns the learning rate."""
-    lr = warmup_cosine(step, run.steps, run.warmup, run.lr, run.min_lr)
-    decay = cosine(step, run.steps, run.weight_decay, run.weight_decay_end)
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-        group["weight_decay"] = decay if group["decays"] else 0.0
-    return lr
 
 
 def check_finite(value: Tensor, what: str, step: int, tiles: list[str]) -> float:
@@ -135,18 +132,18 @@ def check_finite(value: Tensor, what: str, step: int, tiles: list[str]) -> float
     return float(value)
 
 
-def optimise(model: nn.Module, state: Run, loss: Tensor, run: RunConfig, tiles: list[str]) -> float:
-    """Backward, clip, AdamW, and the teacher's moving average; returns the norm of the gradient before clipping."""
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+def optimise(model: nn.Module, state: Run, run: RunConfig, tiles: list[str]) -> float:
+    """Clip, AdamW, and the teacher's moving average; returns the norm of the accumulated gradient before clipping."""
     if state.step < run.freeze_last_layer:
-        state.student.head.prototypes.grad = None
+        for head in state.student.heads:
+            head.prototypes.grad = None
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip)
     grad_norm = check_finite(norm, "the norm of the gradient", state.step, tiles)
     state.optimiser.step()
-    ema_update(
-        state.teacher.parameters(), state.student.parameters(), cosine(state.step, run.steps, run.ema, run.ema_end)
-    )
+    pairs = zip(state.teacher.parameters(), state.student.parameters(), strict=True)
+    moved = [(mine, theirs) for mine, theirs in pairs if theirs.requires_grad]
+    momentum = cosine(state.step, run.steps, run.ema, run.ema_end)
+    ema_update([mine for mine, _ in moved], [theirs for _, theirs in moved], momentum)
     for mine, theirs in zip(state.teacher.buffers(), state.student.buffers(), strict=True):
         mine.copy_(theirs)
     return grad_norm
@@ -173,40 +170,84 @@ class Stop:
         signal.signal(signal.SIGTERM, self._previous)
 
 
+@dataclass
+class Passes:
+    """What the forward passes of a step gave: mean losses by name of `StepLoss`, tiles, kinds, images, seconds of waiting."""
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    tiles: list[str] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
+    images: int = 0
+    waited_s: float = 0.0
+
+
+def accumulate(
+    model: nn.Module, state: Run, loader: Iterator[Batch], passes: int, loss_of: Callable[[nn.Module, Batch], StepLoss]
+) -> Passes:
+    """Leave the gradient of the mean loss over `passes` forward passes in the student."""
+    state.optimiser.zero_grad(set_to_none=True)
+    seen = Passes()
+    for number in range(passes):
+        begin = time.monotonic()
+        batch = next(loader)
+        seen.waited_s += time.monotonic() - begin
+        seen.tiles += batch.tiles
+        seen.kinds |= {group.kind for group in batch.groups}
+        seen.images += num_views(batch)
+        with parallel.synchronised(model, last=number == passes - 1):
+            loss = loss_of(model, batch)
+            check_finite(loss.total, "the loss", state.step, batch.tiles)
+            (loss.total / passes).backward()
+        for part in fields(loss):
+            seen.losses[part.name] = seen.losses.get(part.name, 0.0) + getattr(loss, part.name).detach() / passes
+    return seen
+
+
 def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, folder: Path) -> None:
     """Run from `state.step` to the last step, writing `folder`/metrics.jsonl and `folder`/checkpoints.
 
     Raises:
         Interrupted: SIGTERM came; a checkpoint was saved.
-        MadError: a loss or gradient is not finite, or a tile cannot be read.
+        MadError: a loss or gradient is not finite, a tile cannot be read, or the memory does not suffice.
+        StorageError: the disk is full; the checkpoints saved so far are whole.
     """
     run, chief, world = data.run, ranks.rank() == 0, ranks.world_size()
-    model: nn.Module = state.student
-    if world > 1:
-        model = nn.parallel.DistributedDataParallel(state.student)
-    stop, checkpoints = Stop(), folder / "checkpoints"
-    loader = batches(data, start=state.step, rank=ranks.rank(), world=world, workers=run.runtime.workers)
-    ln_k, started, earlier, first = math.log(run.head.prototypes), time.monotonic(), state.seconds, state.step
-    saved_at = logged_at = started
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-        try:
+    passes, checkpoints = parallel.num_passes(run, world), folder / "checkpoints"
+    freeze = BackboneFreeze(state.student, run.freeze_backbone)
+    if run.runtime.activation_checkpointing:
+        parallel.checkpoint_activations(state.student.backbone)
+
+    def loss_of(network: nn.Module, batch: Batch) -> StepLoss:
+        return step_loss(network, state.teacher, batch, run, numerics, teacher_temp(run, state.step))
+
+    stop, model, metrics = Stop(), None, folder / "metrics.jsonl"
+    started = saved_at = logged_at = time.monotonic()
+    earlier, first, ln_k = state.seconds, state.step, math.log(run.head.prototypes)
+    try:
+        with memory_errors(run, numerics.device):
+            if first < run.steps:
+                announce_memory(
+                    state.student, state.teacher, data, lambda part: loss_of(state.student, part).total, passes
+                )
+            if run.runtime.compile:
+                parallel.compile_blocks(state.student, state.teacher)
+            layout = {"rank": ranks.rank(), "world": world, "passes": passes}
+            loader = batches(data, start=first, workers=run.runtime.workers, **layout)
             while state.step < run.steps:
                 begin = time.monotonic()
-                batch = next(loader)
-                loaded = time.monotonic()
+                if freeze.apply(state.step) or model is None:
+                    model = parallel.replicate(state.student)
                 torch.manual_seed(hash((data.seed, state.step, ranks.rank())) % 2**63)
-                lr = set_schedules(state.optimiser, run, state.step)
-                temp = linear(state.step, run.teacher_temp_warmup, run.teacher_temp_start, run.teacher_temp)
-                loss = step_loss(model, state.teacher, batch, run, numerics, temp)
-                check_finite(loss.total, "the loss", state.step, batch.tiles)
-                grad_norm = optimise(model, state, loss.total, run, batch.tiles)
-                shares = torch.stack([loss.total, loss.dino, loss.koleo]).detach()
-                value, dino, koleo = (ranks.all_sum(shares) / world).tolist()
+                lr, temp = set_schedules(state.optimiser, run, state.step), teacher_temp(run, state.step)
+                seen = accumulate(model, state, loader, passes, loss_of)
+                grad_norm = optimise(model, state, run, seen.tiles)
+                means = (ranks.all_sum(torch.stack(list(seen.losses.values()))) / world).tolist()
+                losses = dict(zip(seen.losses, means, strict=True))
                 now = time.monotonic()
-                record: dict[str, Any] = {"step": state.step, "loss": value, "dino": dino, "dino_of_ln_k": dino / ln_k}
-                record |= {"koleo": koleo, "lr": lr, "grad_norm": grad_norm}
-                record |= {"kinds": "+".join(group.kind for group in batch.groups), "data_wait_s": loaded - begin}
-                record["images_per_s"] = num_views(batch) * world / (now - begin)
+                record: dict[str, Any] = {"step": state.step, "loss": losses.pop("total"), **losses}
+                record |= {"dino_of_ln_k": record["dino"] / ln_k, "lr": lr, "grad_norm": grad_norm}
+                record |= {"kinds": "+".join(sorted(seen.kinds)), "data_wait_s": seen.waited_s}
+                record["images_per_s"] = seen.images * world / (now - begin)
                 state.step += 1
                 state.seconds = earlier + now - started
                 done, stopping = state.step == run.steps, stop.agreed(numerics.device)
@@ -215,14 +256,12 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
                         state.student, state.teacher, health, numerics, run.student_temp, temp
                     )
                 if chief:
-                    metrics.write(json.dumps(record) + "\n")
-                    metrics.flush()
+                    append_line(metrics, json.dumps(record))
                     if done or stopping or now - logged_at >= run.runtime.log_seconds:
-                        rate = (state.step - first) / (now - started)
-                        left = (run.steps - state.step) / rate
+                        left = (run.steps - state.step) * (now - started) / (state.step - first)
                         log(
-                            f"{run.name}: step {state.step}/{run.steps} loss {value:.3f} ({dino / ln_k:.3f} of ln K) "
-                            f"{record['images_per_s']:.0f} images/s, {left:.0f} s left"
+                            f"{run.name}: step {state.step}/{run.steps} loss {record['loss']:.3f} "
+                            f"({record['dino_of_ln_k']:.3f} of ln K) {record['images_per_s']:.0f} images/s, {left:.0f} s left"
                         )
                         logged_at = now
                     due = state.step % run.runtime.checkpoint_steps == 0
@@ -234,6 +273,26 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
                     raise Interrupted(
                         f"{run.name}: stopped by SIGTERM at step {state.step}; the next start resumes there"
                     )
-        finally:
-            stop.release()
+    finally:
+        stop.release()
     ranks.barrier()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); make room, then the run resumes") from None
+
+
+def teacher_temp(run: RunConfig, step: int) -> float:
+    """Temperature of the teacher's targets at `step`."""
+    return linear(step, run.teacher_temp_warmup, run.teacher_temp_start, run.teacher_temp)

@@ -1,8 +1,15 @@
 """One step's loss from student, teacher and a batch: the only place where a method's views meet its losses.
 
-Both methods use DINO's cross-entropy against Sinkhorn-Knopp targets, and KoLeo. They differ in the views (`views.py`) and in
-the terms: under `mad` every child answers to every view of its parent; in multi-crop every student crop answers to every
-other global crop.
+`present` says for each kind of sample what the student sees and which of it answers to which view of the teacher:
+
+    kind          student sees                         terms                                      masked
+    multicrop     global and local crops               each crop against every other global crop  global crops
+    pair          children                             each child against both parent views       nothing
+    global_pair   children and the parent's views      pair's, and each parent view against the   parent views
+                                                       other one
+
+`step_loss` is then the same for all of them: targets from the teacher, DINO's cross-entropy on the terms, iBOT's on the masked
+patches, and a regulariser that spreads the student's full-size views.
 """
 
 from __future__ import annotations
@@ -10,15 +17,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mad.config.training import STANDALONE, RunConfig
 from mad.training import ranks
 from mad.training.data import Batch, Group
-from mad.training.ssl import dino_cross_entropy, koleo_by_position, multicrop_terms, pair_terms, sinkhorn_knopp
+from mad.training.ssl import (
+    by_position,
+    centred_softmax,
+    dino_cross_entropy,
+    global_pair_terms,
+    kde,
+    koleo,
+    multicrop_terms,
+    pair_terms,
+    patch_cross_entropy,
+    sinkhorn_knopp,
+    update_centre,
+)
 from mad.training.views import normalise
 
 KOLEO_FLOOR = 0.01  # two tiles of bare glass coincide: with a smaller floor their repulsion drowns every other gradient
+PARENT_VIEWS = 2
+CENTRES = ("centre", "patch_centre")  # buffers of a network, in the order of its scores: images, then masked patches
 
 
 @dataclass(frozen=True)
@@ -41,16 +63,39 @@ class Numerics:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """`total` is minimised; `dino` (mean cross-entropy) and `koleo` (unweighted) are its parts."""
+    """`total` is minimised; `dino`, `ibot` (mean cross-entropies) and `spread` are its parts, unweighted."""
 
     total: Tensor
     dino: Tensor
-    koleo: Tensor
+    ibot: Tensor
+    spread: Tensor
 
 
-def full_size(group: Group) -> Tensor:
-    """The student's full-size views: the children of pairs, the global crops of multi-crops."""
-    return group.teacher if group.student is None else group.student
+@dataclass(frozen=True)
+class Presented:
+    """What a group of B samples shows: T views to the teacher, S full-size ones [B, S, P, P, 3] and L local ones to the student.
+
+    `terms` [S + L, T]. The last `shared` of the S views are the teacher's own; `masks` [B, S, N] hides patches in these alone.
+    """
+
+    full_size: Tensor
+    terms: Tensor
+    shared: int
+    masks: Tensor | None
+
+
+def present(group: Group) -> Presented:
+    """The table above."""
+    (count, teacher_views), local_views = group.teacher.shape[:2], group.local.shape[1]
+    if group.student is None:
+        return Presented(group.teacher, multicrop_terms(teacher_views, local_views), teacher_views, group.masks)
+    children = group.student.shape[1]
+    if group.kind == "pair":
+        masks = None if group.masks is None else group.masks.new_zeros(count, children, group.masks.shape[-1])
+        return Presented(group.student, pair_terms(children, teacher_views), 0, masks)
+    masks = None if group.masks is None else F.pad(group.masks, (0, 0, children, 0))
+    views = torch.cat([group.student, group.teacher], dim=1)
+    return Presented(views, global_pair_terms(children, teacher_views), teacher_views, masks)
 
 
 def num_views(batch: Batch) -> int:
@@ -58,74 +103,132 @@ def num_views(batch: Batch) -> int:
     return sum(
         view.shape[0] * view.shape[1]
         for group in batch.groups
-        for view in (group.teacher, full_size(group), group.local)
+        for view in (group.teacher, present(group).full_size, group.local)
     )
 
 
 def loss_names(run: RunConfig, kinds: list[str]) -> list[str]:
     """The losses of a run in words, for its model card."""
-    crops = run.views
-    cross = f"DINO cross-entropy, Sinkhorn-Knopp targets, K = {run.head.prototypes}"
+    crops, ibot = run.views, run.ibot
+    targets = {"sinkhorn": "Sinkhorn-Knopp targets", "ema": f"targets centred by EMA {run.centre_momentum:g}"}[
+        run.centring
+    ]
+    cross = f"DINO cross-entropy, {targets}, K = {run.head.prototypes}"
     multicrop = f"{cross}: multi-crop, {crops.global_crops} global + {crops.local_crops} local"
-    if run.method == "mad":
-        pairs = [kind for kind in kinds if kind != STANDALONE]
-        names = (
-            [f"{cross}: {run.children} children against 2 views of their parent ({', '.join(pairs)})"] if pairs else []
+    pairs = [] if run.method == "dinov2" else [kind for kind in kinds if kind != STANDALONE]
+    cropped = [kind for kind in kinds if kind not in pairs]
+    names = []
+    if pairs:
+        names.append(
+            f"{cross}: {run.children} children against {PARENT_VIEWS} views of their parent ({', '.join(pairs)})"
         )
-        names += [f"{multicrop} (standalone tiles)"] if STANDALONE in kinds else []
-    else:
-        names = [f"{multicrop} ({', '.join(kinds)})"]
-    return names + ([f"KoLeo, weight {run.koleo:g}, per view position"] if run.koleo else [])
+        if run.method == "mad_global":
+            names[0] += "; the student also sees these views of the parent, each against the teacher's other one"
+    if cropped:
+        names.append(f"{multicrop} ({'standalone tiles' if pairs else ', '.join(cropped)})")
+    if ibot.weight:
+        seen = ["the student's views of parents"] if run.method == "mad_global" and pairs else []
+        seen += ["global crops"] if cropped else []
+        head = (
+            "the shared head"
+            if ibot.head == "shared"
+            else f"its own head, K = {ibot.prototypes or run.head.prototypes}"
+        )
+        names.append(
+            f"iBOT, weight {ibot.weight:g}, {targets}, {head}: {ibot.probability:.0%} of {' and '.join(seen)} lose "
+            f"{ibot.ratio[0]:.0%} to {ibot.ratio[1]:.0%} of their patches"
+        )
+    spread = {"koleo": "KoLeo", "kde": f"KDE uniformity (kappa {run.kde_kappa:g})"}[run.spread]
+    return names + ([f"{spread}, weight {run.koleo:g}, per view position"] if run.koleo else [])
 
 
 def step_loss(
     student: nn.Module, teacher: nn.Module, batch: Batch, run: RunConfig, numerics: Numerics, teacher_temp: float
 ) -> StepLoss:
-    """The loss of one process's share of a batch; its gradient, averaged over processes, is that of the global batch."""
-    groups = batch.groups
-    distributed = ranks.world_size() > 1
-    large = torch.cat([numerics.images(full_size(group)) for group in groups])
+    """The loss of one process's share of a batch; its gradient, averaged over processes, is that of the global batch.
+
+    Under `centring: ema` the student's buffers move on to the centres that the next step will use.
+    """
+    groups, shown = batch.groups, [present(group) for group in batch.groups]
+    large = torch.cat([numerics.images(part.full_size) for part in shown])
     small = [numerics.images(group.local) for group in groups if group.local.numel()]
+    images = [large, torch.cat(small)] if small else [large]
+    masks = _flat([part.masks for part in shown])
     with numerics.autocast():
         with torch.no_grad():
             context = torch.cat([numerics.images(group.teacher) for group in groups])
-            teacher_scores = teacher([context])[1][0]
-        embeddings, scores = student([large, torch.cat(small)] if small else [large])
-    targets = sinkhorn_knopp(teacher_scores, teacher_temp, distributed=distributed)
+            _, taught = teacher([context], _flat([group.masks for group in groups]), hide=False)
+        embeddings, scores = student(images, masks)
+    targets = [_targets(part, teacher, name, run, teacher_temp) for part, name in zip(taught, CENTRES, strict=False)]
+    _move_centres(student, taught, run)
 
     per_sample, at_target, at_large, at_small = [], 0, 0, 0
     by_kind: dict[str, Tensor] = {}
-    for group in groups:
+    for group, part in zip(groups, shown, strict=True):
         count, teacher_views = group.teacher.shape[:2]
-        student_views, local_views = full_size(group).shape[1], group.local.shape[1]
-        q = targets[at_target : (at_target := at_target + count * teacher_views)].unflatten(0, (count, teacher_views))
+        student_views, local_views = part.full_size.shape[1], group.local.shape[1]
+        rows = slice(at_target, at_target := at_target + count * teacher_views)
+        q = targets[0][rows].unflatten(0, (count, teacher_views))
         rows = slice(at_large, at_large := at_large + count * student_views)
         p = scores[0][rows].unflatten(0, (count, student_views))
         by_kind[group.kind] = embeddings[0][rows].unflatten(0, (count, student_views))
         if local_views:
             local = scores[1][at_small : (at_small := at_small + count * local_views)]
             p = torch.cat([p, local.unflatten(0, (count, local_views))], dim=1)
-        is_pair = group.kind == "pair"
-        terms = pair_terms(student_views, teacher_views) if is_pair else multicrop_terms(teacher_views, local_views)
-        per_sample.append(dino_cross_entropy(p, q, terms.to(p.device), run.student_temp))
-    values = torch.cat(per_sample)
-    total = ranks.all_sum(torch.tensor(float(len(values)), device=values.device))
-    dino = values.sum() * ranks.world_size() / total
-    spread = _koleo(by_kind, embeddings[0], run) if run.koleo else torch.zeros_like(dino)
-    return StepLoss(dino + run.koleo * spread, dino, spread)
+        per_sample.append(dino_cross_entropy(p, q, part.terms.to(p.device), run.student_temp))
+    dino = _global_mean(torch.cat(per_sample), sum(map(len, per_sample)))
+    ibot = torch.zeros_like(dino)
+    if masks is not None:
+        per_image = patch_cross_entropy(scores[-1], targets[1], masks, run.student_temp)
+        ibot = _global_mean(per_image, sum(len(part.full_size) * part.shared for part in shown))
+    spread = _spread(by_kind, embeddings[0], run) if run.koleo else torch.zeros_like(dino)
+    total = dino + run.koleo * spread
+    return StepLoss(total + run.ibot.weight * ibot if masks is not None else total, dino, ibot, spread)
 
 
-def _koleo(by_kind: dict[str, Tensor], embeddings: Tensor, run: RunConfig) -> Tensor:
-    """KoLeo of every kind of view over all processes, weighted by samples.
+def _flat(masks: list[Tensor | None]) -> Tensor | None:
+    """The masks [B, V, N] of all groups as one [images, N]; None where nothing is ever masked."""
+    known = [mask.flatten(0, 1) for mask in masks if mask is not None]
+    return torch.cat(known) if known else None
+
+
+def _targets(scores: Tensor, teacher: nn.Module, centre: str, run: RunConfig, temperature: float) -> Tensor:
+    """The teacher's probabilities [N, K] from its scores."""
+    if run.centring == "ema":
+        return centred_softmax(scores, getattr(teacher, centre), temperature)
+    return sinkhorn_knopp(scores, temperature, distributed=ranks.world_size() > 1)
+
+
+def _move_centres(student: nn.Module, taught: list[Tensor], run: RunConfig) -> None:
+    if run.centring == "ema":
+        network = student.module if isinstance(student, nn.parallel.DistributedDataParallel) else student
+        for scores, centre in zip(taught, CENTRES, strict=False):
+            update_centre(getattr(network, centre), scores, run.centre_momentum)
+
+
+def _global_mean(values: Tensor, count: int) -> Tensor:
+    """The sum of `values` over the `count` of all processes, times their number: gradients are averaged over processes."""
+    total = ranks.all_sum(torch.tensor(float(count), device=values.device))
+    return values.sum() * ranks.world_size() / total.clamp_min(1)
+
+
+def _spread(by_kind: dict[str, Tensor], embeddings: Tensor, run: RunConfig) -> Tensor:
+    """The regulariser on every kind of view over all processes, weighted by samples.
 
     Every process takes part for every kind that its method can hold, with no rows where its share has none of it.
     """
-    sizes = {"multicrop": run.views.global_crops} | ({"pair": run.children} if run.method == "mad" else {})
+    sizes = {"multicrop": run.views.global_crops}
+    sizes |= {"pair": run.children} if run.method == "mad" else {}
+    sizes |= {"global_pair": run.children + PARENT_VIEWS} if run.method == "mad_global" else {}
     losses, counts = [], []
     for kind, views in sizes.items():
         rows = by_kind.get(kind, embeddings[:0].reshape(0, views, embeddings.shape[-1]))
         everyone = ranks.gather(rows)
         if len(everyone):
-            losses.append(koleo_by_position(everyone, KOLEO_FLOOR) * len(everyone))
+            losses.append(by_position(lambda x: _repulsion(x, run), everyone) * len(everyone))
             counts.append(len(everyone))
     return torch.stack(losses).sum() / sum(counts)
+
+
+def _repulsion(x: Tensor, run: RunConfig) -> Tensor:
+    return kde(x, run.kde_kappa) if run.spread == "kde" else koleo(x, KOLEO_FLOOR)

@@ -21,3 +21,8 @@ def warmup_cosine(step: int, steps: int, warmup: int, peak: float, end: float) -
 def linear(step: int, steps: int, start: float, end: float) -> float:
     """A straight line from `start` at step 0 to `end` at step `steps` and after; `end` at once where `steps` is 0."""
     return end if step >= steps else start + (end - start) * step / steps
+
+
+def ramp(step: int, steps: int) -> float:
+    """A factor that rises linearly over `steps` steps from `1 / steps` at step 0; 1 after it."""
+    return 1.0 if step + 1 >= steps else (max(step, 0) + 1) / steps

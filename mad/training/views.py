@@ -2,7 +2,8 @@
 
 Under `mad` a pair sample gives the teacher two views of the parent and the student one view of each drawn child (MAD paper,
 Table 1): photometric changes, flips and right angles only, so parents are never cropped or rescaled and children keep their
-native resolution. Standalone tiles, and every tile under `dinov2`, give standard multi-crop views.
+native resolution (those of `enlarged_cell`, a control, have none). Standalone tiles, and every tile under `dinov2`, give
+standard multi-crop views.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mad.config.training import PhotometricConfig, ViewsConfig
+from mad.training.stain import Image, jitter_stain
 
-Image = npt.NDArray[np.uint8]
 LUMA = np.array([0.299, 0.587, 0.114])
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
@@ -28,17 +29,19 @@ FIRST_GLOBAL, OTHER_GLOBAL, LOCAL = 0, 1, 2
 
 @dataclass(frozen=True)
 class Views:
-    """The views of one sample (or of one tile of it).
+    """The views of one sample (or of one tile of it): copied once, when a batch is put together.
 
-    `teacher` [T, P, P, 3]; `student` [S, P, P, 3], or None where the student's full-size views are the teacher's own;
-    `local` [L, p, p, 3], L = 0 for pairs. `tiles` names the tiles that were read.
+    `teacher` and `student` are images [P, P, 3], `student` None where the student's full-size views are the teacher's own;
+    `local` are images [p, p, 3], none for pairs. `tiles` names the tiles that were read. `masks` [T, N] tells the patches of
+    the teacher's views that are hidden where the student sees them too; None where nothing is ever masked.
     """
 
     kind: str
-    teacher: Image
-    student: Image | None
-    local: Image
+    teacher: list[Image]
+    student: list[Image] | None
+    local: list[Image]
     tiles: tuple[str, ...]
+    masks: npt.NDArray[np.bool_] | None = None
 
 
 def pair_views(
@@ -48,7 +51,7 @@ def pair_views(
     side = parent.shape[0]
     teacher = [photometric(dihedral(parent, rng), config, rng, place, side) for place in (FIRST_GLOBAL, OTHER_GLOBAL)]
     student = [photometric(dihedral(child, rng), config, rng, LOCAL, side) for child in children]
-    return Views("pair", np.stack(teacher), np.stack(student), np.empty((0, 0, 0, 3), np.uint8), tiles)
+    return Views("pair", teacher, student, [], tiles)
 
 
 def multicrop_views(
@@ -66,8 +69,7 @@ def multicrop_views(
         photometric(dihedral(crop(tile, views.local_scale, local_px, rng), rng), config, rng, LOCAL, side)
         for _ in range(views.local_crops)
     ]
-    local = np.stack(small) if small else np.empty((0, 0, 0, 3), np.uint8)
-    return Views("multicrop", np.stack(large), None, local, (tile_id,))
+    return Views("multicrop", large, None, small, (tile_id,))
 
 
 def dihedral(image: Image, rng: np.random.Generator) -> Image:
@@ -76,6 +78,19 @@ def dihedral(image: Image, rng: np.random.Generator) -> Image:
     if turn:
         image = cv2.rotate(image, QUARTER_TURNS[turn - 1])  # type: ignore[assignment]
     return cv2.flip(image, 1) if mirror else image  # type: ignore[return-value]
+
+
+def enlarged_cell(parent: Image, position: int, step: int) -> Image:
+    """The cell `position` (row-major) of the parent's `step` x `step` grid, enlarged to the parent's size by cubic interpolation.
+
+    It shows what the child at this position shows, with the parent's resolution. Where the side is no multiple of `step`, cell
+    borders are rounded to whole pixels.
+    """
+    side = parent.shape[0]
+    top, bottom = (side * (position // step + end) // step for end in (0, 1))
+    left, right = (side * (position % step + end) // step for end in (0, 1))
+    cell = parent[top:bottom, left:right]
+    return cv2.resize(cell, (side, side), interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
 
 
 def crop(image: Image, scale: tuple[float, float], side: int, rng: np.random.Generator) -> Image:
@@ -97,10 +112,12 @@ def crop(image: Image, scale: tuple[float, float], side: int, rng: np.random.Gen
 
 
 def photometric(image: Image, config: PhotometricConfig, rng: np.random.Generator, place: int, tile_px: int) -> Image:
-    """Colour jitter, grayscale, blur and solarisation with the shares of `config`.
+    """Stain jitter, colour jitter, grayscale, blur and solarisation with the strengths and shares of `config`.
 
     `place` picks DINO's asymmetric shares; `tile_px`, the side of the tile that the view is of, scales the blur.
     """
+    if config.stain:
+        image = jitter_stain(image, config.stain, rng)
     matrix = colour_matrix(image, config, rng)
     if matrix is not None:
         image = cv2.transform(image, matrix)  # type: ignore[assignment]

@@ -85,8 +85,10 @@ def annotation_file(wildcards):
 
 
 def run_inputs(wildcards):
-    """The frozen recipe, the encoder that the run starts from, and the shards, whose later changes do not retrain it."""
-    kind, _, target = RUNS[wildcards.run].init.partition(":")
+    """The frozen recipe, the weights that the run starts from, and the shards, whose later changes do not retrain it."""
+    run = RUNS[wildcards.run]
+    kind, _, target = run.init.partition(":")
+    start = {"run": f"{RESULTS}/train/{target}/summary.json", "file": run.init_file}
     return {
         "recipe": f"{RESULTS}/train/{wildcards.run}/recipe.json",
         "shards": ancient(f"{RESULTS}/shard/cohort.json"),
@@ -96,7 +98,7 @@ def run_inputs(wildcards):
             if CFG.cohort.sheet
             else {"check": ancient(f"{RESULTS}/synthetic/check.json")}
         ),
-        **({"init": f"{RESULTS}/train/{target}/summary.json"} if kind == "run" else {}),
+        **({"init": start[kind]} if kind in start else {}),
     }
 
 

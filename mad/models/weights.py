@@ -1,0 +1,294 @@
+"""Weights into a backbone, strictly: every tensor of the file has its place in the model, and every place is filled.
+
+Read are `.safetensors` and PyTorch files (`weights_only`: nothing in them is executed) under these names:
+
+- timm's own, and so the encoders that this package exports;
+- Meta's `DinoVisionTransformer` (Oquab et al. 2023; registers: Darcet et al. 2024), also in chunks of blocks
+  (`blocks.0.3.attn…`) and inside a checkpoint of Meta's trainer (`{"teacher": {"backbone.…"}}`, of which the teacher is taken);
+- Hugging Face's `Dinov2Model` and `Dinov2WithRegistersModel`, whose query, key and value are fused.
+
+Two things change on the way, both as timm does it. Meta adds a position to the class token, timm's models with registers do
+not: there it is added to the token itself. Position embeddings are resampled once, bicubic with antialiasing in fp32, to the
+model's grid; so does Meta for its models with registers (those without were published with antialiasing off).
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from mad.files import MadError, Pathlike
+
+Tensors = dict[str, Tensor]
+
+HEADS = ("dino_head", "ibot_head", "head", "classifier")  # what a checkpoint may hold beside its backbone
+NAMED = 4  # names that an error shows
+META = [
+    (r"^register_tokens$", "reg_token"),
+    (r"^blocks\.\d+\.(\d+)\.(?=norm|attn|ls|mlp)", r"blocks.\1."),  # in a chunk a block keeps its own number
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+]
+HUGGING_FACE = [
+    (r"^(dinov2|dinov2_with_registers)\.", ""),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.", ""),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+    (r"^layernorm\.", "norm."),
+]
+DINOV2 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}  # (width, depth)
+HEAD_WIDTH = 64  # of an attention head, in all of DINOv2's models
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a file of weights was, besides what the model now holds."""
+
+    naming: str
+    """`timm`, `meta` or `huggingface`."""
+    mask_token: Tensor | None
+    """[D] fp32, the token in place of masked patches (iBOT), which timm's models have no place for; None if there is none."""
+    grid: tuple[int, int] | None
+    """Side of the file's square grid of positions and of the model's, in patches, where they were resampled."""
+    left_out: tuple[str, ...]
+    """Heads in the file, which a backbone does not have."""
+
+    def __str__(self) -> str:
+        parts = [f"{self.naming} names"]
+        if self.grid:
+            parts.append(f"position embeddings resampled from {self.grid[0]} to {self.grid[1]} patches per side")
+        if self.left_out:
+            parts.append(f"left out: {', '.join(self.left_out)}")
+        return ", ".join(parts)
+
+
+def load_weights(model: nn.Module, path: Pathlike) -> Loaded:
+    """Load the weights in the file `path` into `model`, a timm backbone without classifier.
+
+    Raises:
+        MadError: the file cannot be read, or it does not fit; the text names what differs and the model that would fit.
+    """
+    path = Path(path)
+    places = model.state_dict()
+    naming, tensors = to_timm(read_tensors(path))
+    left_out = {name for name in tensors.keys() - places.keys() if name.split(".")[0] in HEADS}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    found, wanted = Shape.of(tensors), Shape.of(places)
+    if found and wanted and found != wanted:
+        raise MadError(
+            f"{path}: these weights are of {found.model or 'a ViT'} ({found}); the backbone of this run has {wanted}. "
+            f"Set {found.setting}"
+        )
+    mask_token = tensors.pop("mask_token", None) if "mask_token" not in places else None
+    grid = _fit_positions(tensors, model, naming, path)
+    _check_fit(tensors, places, path)
+    _check_heads(found, model, path)
+    model.load_state_dict(tensors, strict=True)
+    heads = tuple(sorted({name.split(".")[0] for name in left_out}))
+    return Loaded(naming, None if mask_token is None else mask_token.flatten(), grid, heads)
+
+
+def read_tensors(path: Path) -> Tensors:
+    """The tensors in a file, fp32, as they are named there; of a training checkpoint the teacher's.
+
+    Raises:
+        MadError: there is no such file, it is damaged, would have to be executed, or holds no tensors.
+    """
+    if not path.is_file():
+        raise MadError(f"{path}: no such file of weights")
+    safe = path.suffix == ".safetensors"
+    try:
+        content: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise MadError(
+            f"{path}: cannot be read without executing what is in it ({_first_line(error)}); whoever trusts the "
+            "file can save its weights alone, with safetensors.torch.save_file"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise MadError(f"{path}: no readable weights ({_first_line(error)}); was the download complete?") from None
+    while isinstance(content, dict):
+        inner = next((content[key] for key in ("teacher", "model", "state_dict") if _is_dict(content, key)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
+        held = ", ".join(map(str, list(content)[:NAMED])) if isinstance(content, dict) else type(content).__name__
+        raise MadError(f"{path}: holds no dictionary of weights, but {held or 'nothing'}")
+    tensors = {
+        re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in content.items()
+    }
+    if any(name.startswith("teacher.") for name in tensors):
+        tensors = {name[len("teacher.") :]: tensor for name, tensor in tensors.items() if name.startswith("teacher.")}
+    return {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _is_dict(content: dict[Any, Any], key: str) -> bool:
+    return isinstance(content.get(key), dict)
+
+
+def to_timm(tensors: Tensors) -> tuple[str, Tensors]:
+    """The naming that was found (`timm`, `meta`, `huggingface`) and the tensors under timm's names, heads untouched."""
+    if any(re.search(r"(^|\.)embeddings\.cls_token$", name) for name in tensors):
+        return "huggingface", _fuse_attention(_rename(tensors, HUGGING_FACE))
+    renamed = _rename(tensors, META)
+    return "meta" if renamed.keys() != tensors.keys() or "mask_token" in tensors else "timm", renamed
+
+
+def _rename(tensors: Tensors, rules: list[tuple[str, str]]) -> Tensors:
+    renamed = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _fuse_attention(tensors: Tensors) -> Tensors:
+    """`attn.{query,key,value}` [D, D] as one `attn.qkv` [3 D, D], biases alike; an incomplete triple stays as it is."""
+    fused = dict(tensors)
+    for name in tensors:
+        triple = [name.replace(".attn.query.", f".attn.{part}.") for part in ("query", "key", "value")]
+        if ".attn.query." in name and all(part in tensors for part in triple):
+            fused[name.replace(".attn.query.", ".attn.qkv.")] = torch.cat([fused.pop(part) for part in triple])
+    return fused
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What tells the models of one family apart, as far as their weights show it."""
+
+    depth: int
+    width: int
+    patch_px: int
+    registers: int
+    hidden: int
+    """Outputs of the first layer of an MLP: twice its width where it is gated."""
+    gated: bool
+    """SwiGLU instead of a plain MLP."""
+
+    @classmethod
+    def of(cls, tensors: Tensors) -> Shape | None:
+        """The shape of a ViT under timm's names; None for other models."""
+        blocks = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
+        try:
+            patch, first, second = (
+                tensors[f"{name}.weight"].shape for name in ("patch_embed.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2")
+            )
+        except KeyError:
+            return None
+        registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+        return cls(1 + max(blocks), first[1], patch[-1], registers, first[0], first[0] != second[1])
+
+    def __str__(self) -> str:
+        return (
+            f"{self.depth} blocks of {self.width}, {'SwiGLU' if self.gated else 'MLP'} of {self.hidden}, patches of "
+            f"{self.patch_px} px, {self.registers} registers"
+        )
+
+    @property
+    def model(self) -> str | None:
+        """timm's name of the DINOv2 model with this width, depth and number of registers."""
+        size, registers = DINOV2.get((self.width, self.depth)), {0: "", 4: "reg4_"}.get(self.registers)
+        name = f"vit_{size}_patch{self.patch_px}_{registers}dinov2"
+        return name if size and registers is not None and timm.is_model(name) else None
+
+    @property
+    def setting(self) -> str:
+        """The configuration that fits."""
+        if self.model:
+            return f"backbone.model: {self.model}, without args that change its shape"
+        mlp_ratio = math.ceil(self.hidden / self.width * 1e5) / 1e5  # timm rounds its product with the width down
+        args = (
+            f"depth: {self.depth}, embed_dim: {self.width}, patch_size: {self.patch_px}, reg_tokens: {self.registers}"
+        )
+        family = f"vit_{'giant' if self.gated else 'small'}_patch14_{'reg4_' if self.registers else ''}dinov2"
+        return (
+            f"backbone.model: {family} (or another ViT with the same blocks) and backbone.args: {{{args}, mlp_ratio: "
+            f"{mlp_ratio:g}, num_heads: theirs}}"
+        )
+
+
+def _fit_positions(tensors: Tensors, model: Any, naming: str, path: Path) -> tuple[int, int] | None:
+    """Bring `pos_embed` [1, prefix + side², D] to the model's layout and grid, in place; from and to which side, or None.
+
+    Meta's and Hugging Face's has one prefix position, the class token's.
+    """
+    place = getattr(model, "pos_embed", None)
+    if "pos_embed" not in tensors or place is None:
+        return None
+    position, bare = tensors["pos_embed"], bool(getattr(model, "no_embed_class", False))
+    prefix = 0 if bare else int(getattr(model, "num_prefix_tokens", 1))
+    if naming != "timm":
+        prefix = 0 if bare else 1
+        if bare and "cls_token" in tensors:
+            tensors["cls_token"] = tensors["cls_token"] + position[:, :1]
+            position = position[:, 1:]
+    tensors["pos_embed"] = position
+    if position.shape == place.shape:
+        return None
+    side, grid = math.isqrt(max(position.shape[1] - prefix, 0)), tuple(model.patch_embed.grid_size)
+    if side**2 + prefix != position.shape[1]:
+        raise MadError(f"{path}: {position.shape[1]} position embeddings are no square grid and {prefix} more")
+    tensors["pos_embed"] = resample_abs_pos_embed(position, list(grid), [side, side], prefix)
+    return side, grid[0]
+
+
+def _check_fit(tensors: Tensors, places: Tensors, path: Path) -> None:
+    missing, unexpected = places.keys() - tensors.keys(), tensors.keys() - places.keys()
+    reshaped = [
+        f"{name} {list(tensors[name].shape)} for {list(place.shape)}"
+        for name, place in places.items()
+        if name in tensors and tensors[name].shape != place.shape
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    told = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
+    if not told:
+        return
+    if "fc_norm.weight" in missing and "norm.weight" in unexpected:
+        mend = (
+            "With backbone.args: {fc_norm: false} the patch tokens are averaged after the norm that these weights have"
+        )
+    else:
+        mend = "Set the backbone.model and backbone.args that they were made with"
+    raise MadError(f"{path} does not fit the backbone of this run; {told}. {mend}")
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")
+
+
+def _check_heads(shape: Shape | None, model: Any, path: Path) -> None:
+    """The number of attention heads leaves no trace in the weights; of DINOv2's models it is known."""
+    if shape is None or shape.model is None:
+        return
+    heads = model.blocks[0].attn.num_heads
+    if heads != shape.width // HEAD_WIDTH:
+        raise MadError(
+            f"{path}: {shape.model} has {shape.width // HEAD_WIDTH} attention heads, the backbone of this run {heads}; "
+            "remove num_heads from backbone.args"
+        )

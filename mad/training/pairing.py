@@ -1,0 +1,78 @@
+"""Which tiles a sample of two or three magnifications shows: a parent with its own children, or with what a control draws.
+
+A kind "2.5x-10x" shows a parent and `children` of its 16. A kind "2.5x-10x-40x" (tri-level) shows a 2.5x parent, half of
+`children` at 10x, drawn from those of its children that are parents themselves, and for each one of its own 40x children: the
+teacher sees the 2.5x parent alone, the student as many views as in a pair, and every one of them answers to the parent.
+
+With `pairs: shuffled` the children are drawn in the same way under another parent of the same slide, kind and split.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from mad.config.training import RunConfig, is_triple
+from mad.training.index import Index, Pairs, Triples
+
+Places = npt.NDArray[np.int64]
+
+
+class Pairing:
+    """Draws tiles by the place of a sample in its kind; all randomness comes from the generator that `draw` is given.
+
+    `usable` holds the places per kind that can be drawn at all: under `shuffled` those whose slide has another parent. Kinds
+    without samples are left out.
+    """
+
+    def __init__(self, index: Index, run: RunConfig) -> None:
+        self.children, self.shuffled = run.children, run.pairs == "shuffled"
+        self._pairs = index.pairs
+        self._families: dict[str, Pairs | Triples] = dict(index.pairs)
+        for kind in filter(is_triple, run.mix):
+            if triples := index.triples(kind, run.children // 2):
+                self._families[kind] = triples
+        self._families = {kind: family for kind, family in self._families.items() if len(family.parents)}
+        slides = index.rows["slide"].to_numpy()
+        self._neighbours = {kind: _by_slide(slides[family.parents]) for kind, family in self._families.items()}
+        self.usable: dict[str, Places] = {
+            kind: np.array([n for n, near in enumerate(lists) if not self.shuffled or len(near) > 1], dtype=np.int64)
+            for kind, lists in self._neighbours.items()
+        }
+
+    def counts(self) -> dict[str, int]:
+        """Samples per kind, whether they can be drawn or not."""
+        return {kind: len(family.parents) for kind, family in self._families.items()}
+
+    def draw(self, kind: str, place: int, rng: np.random.Generator) -> tuple[int, list[int]]:
+        """Rows of the parent at `place` and of the tiles drawn to go with it: `children` of them, fewer where fewer are readable.
+
+        It is the first draw of every method: equal generators give equal tiles.
+        """
+        family = self._families[kind]
+        under = self._another(kind, place, rng) if self.shuffled else place
+        if isinstance(family, Pairs):
+            readable = family.children[under][family.children[under] >= 0]
+            drawn = [int(row) for row in rng.permutation(readable)[: self.children]]
+        else:
+            cells = rng.permutation(np.flatnonzero(family.children[under] >= 0))[: self.children // 2]
+            drawn = [int(family.children[under, cell]) for cell in cells]
+            for cell in cells:
+                finest = self._pairs[family.fine].children[family.places[under, cell]]
+                drawn.append(int(rng.choice(finest[finest >= 0])))
+        return int(family.parents[place]), drawn
+
+    def _another(self, kind: str, place: int, rng: np.random.Generator) -> int:
+        """The place of another parent of the same slide, each as likely."""
+        near = self._neighbours[kind][place]
+        other = int(rng.integers(len(near) - 1))
+        return int(near[other if near[other] < place else other + 1])
+
+
+def _by_slide(slides: npt.NDArray[np.object_]) -> list[Places]:
+    """For each sample the places of its slide's samples, itself among them, ascending; samples of a slide share one array."""
+    members: dict[str, list[int]] = {}
+    for place, slide in enumerate(slides):
+        members.setdefault(slide, []).append(place)
+    shared = {slide: np.array(places, dtype=np.int64) for slide, places in members.items()}
+    return [shared[slide] for slide in slides]

@@ -1,0 +1,157 @@
+"""Where runs start: each form of `init` finds its file and licence, or says what would mend it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import fakes
+import pytest
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors.torch import save_file
+
+from mad.config import parse_config
+from mad.config.training import RunConfig
+from mad.files import MadError, read_json, sha256_file
+from mad.models import initial
+from mad.models.initial import Source, find_source, initial_licence
+from mad.models.vit import build_backbone
+from mad.stages import train
+
+CARD = "---\nlicense: cc-by-nc-4.0\n---\n# theirs\n"
+
+
+def run_from(init):
+    return RunConfig(**fakes.tiny_run(init=init))
+
+
+def failure(kind):
+    return kind("said so", response=SimpleNamespace(headers={}, request=None))
+
+
+@pytest.mark.parametrize("init", ["random", "timm"])
+def test_no_file_stands_for_random_and_timm(tmp_path, init):
+    assert find_source(run_from(init), tmp_path) is None
+
+
+def test_a_run_starts_from_another_runs_encoder(tmp_path):
+    with pytest.raises(MadError, match="train the run"):
+        find_source(run_from("run:first"), tmp_path)
+    folder = tmp_path / "train" / "first" / "encoder"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").touch()
+    (folder / "README.md").write_text(CARD)
+    assert find_source(run_from("run:first"), tmp_path) == Source(folder / "model.safetensors", "cc-by-nc-4.0")
+
+
+def test_a_file_or_its_folder(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    for init in (f"file:{path}", f"file:{tmp_path}"):
+        with pytest.raises(MadError, match=r"name a .safetensors or .pth file or its folder"):
+            find_source(run_from(init), tmp_path)
+        path.touch()
+        assert find_source(run_from(init), tmp_path) == Source(path, None)
+        assert run_from(init).init_file == path
+        path.unlink()
+    path.touch()
+    (tmp_path / "README.md").write_text(CARD)
+    assert find_source(run_from(f"file:{path}"), tmp_path) == Source(path, None)  # a neighbour's card tells nothing
+    assert find_source(run_from(f"file:{tmp_path}"), tmp_path) == Source(path, "cc-by-nc-4.0")
+    (tmp_path / "model.safetensors").touch()
+    assert find_source(run_from(f"file:{tmp_path}"), tmp_path).path.name == "model.safetensors"
+    assert run_from("random").init_file is None
+
+
+@pytest.mark.parametrize("card", ["no front matter", "---\nlicense: [a, b]\n---\n", "---\n: : :\n---\n"])
+def test_a_card_without_a_licence(tmp_path, card):
+    (tmp_path / "README.md").write_text(card)
+    assert initial.card_licence(tmp_path / "README.md") is None
+
+
+def test_the_hub_is_asked_for_safetensors_first_and_for_the_card(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, name, revision=None):
+        asked.append((repository, name, revision))
+        if name == "model.safetensors":
+            raise failure(RemoteEntryNotFoundError)
+        (tmp_path / name).write_text(CARD)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(initial, "hf_hub_download", download)
+    found = find_source(run_from("hf-hub:owner/name@v1"), tmp_path)
+    assert found == Source(tmp_path / "pytorch_model.bin", "cc-by-nc-4.0")
+    assert asked == [("owner/name", name, "v1") for name in ("model.safetensors", "pytorch_model.bin", "README.md")]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (failure(GatedRepoError), r"licence at https://huggingface.co/owner/name.*HF_TOKEN.*file:PATH"),
+        (failure(RepositoryNotFoundError), r"no such repository.*https://huggingface.co/owner/name"),
+        (failure(RemoteEntryNotFoundError), r"no model.safetensors or pytorch_model.bin.*file:PATH"),
+        (failure(HfHubHTTPError), r"cannot be downloaded \(said so"),
+        (LocalEntryNotFoundError("offline"), r"out of reach.*HF_HOME.*file:PATH"),
+        (ConnectionError("no route"), r"cannot be downloaded \(no route"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(tmp_path, monkeypatch, error, words):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(initial, "hf_hub_download", refuse)
+    with pytest.raises(MadError, match=r"runs.tiny.init: hf-hub:owner/name.*" + words):
+        find_source(run_from("hf-hub:owner/name"), tmp_path)
+
+
+def test_offline_the_cached_file_is_used_without_its_card(tmp_path, monkeypatch):
+    def download(repository, name, revision=None):
+        if name == "pytorch_model.bin":
+            return str(tmp_path / name)
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(initial, "hf_hub_download", download)
+    assert find_source(run_from("hf-hub:owner/name"), tmp_path) == Source(tmp_path / "pytorch_model.bin", None)
+
+
+def test_licences_of_what_a_run_starts_from():
+    model = torch.nn.Identity()
+    model.pretrained_cfg = {"license": "mit"}
+    assert initial_licence(run_from("random"), None, model) == "apache-2.0"
+    assert initial_licence(run_from("timm"), None, model) == "mit"
+    assert initial_licence(run_from("file:x"), Source(Path("x"), None), model) is None
+    assert initial_licence(run_from("run:a"), Source(Path("x"), "mit"), model) == "mit"
+
+
+@pytest.mark.parametrize("init", ["file:", "hf-hub:owner", "hf-hub:a/b/c", "hf_hub:a/b", "run:../x", "dinov2"])
+def test_other_forms_of_init_are_refused(init):
+    with pytest.raises(MadError, match="init"):
+        parse_config({"runs": [fakes.tiny_run(init=init)]})
+
+
+def test_a_run_is_known_by_the_bytes_that_it_starts_from(tmp_path):
+    """Training from a file records its digest; other bytes under the same name are another run, kept beside the first."""
+    fakes.write_cohort(tmp_path)
+    path = tmp_path / "start.safetensors"
+    config = fakes.tiny_config(tmp_path, fakes.tiny_run(init=f"file:{path}", steps=3))
+    folder = tmp_path / "train" / "tiny"
+    digests = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        save_file(build_backbone(config.run("tiny").backbone, fakes.TILE_PX).state_dict(), path)
+        train.run(config, "tiny")
+        summary = read_json(folder / "summary.json")
+        assert summary["init_sha256"] == sha256_file(path)
+        digests.append(summary["weights_sha256"])
+    assert digests[0] != digests[1]
+    (archived,) = (folder / "archive").iterdir()
+    assert sha256_file(archived / "encoder" / "model.safetensors") == digests[0]
+    assert "licence of these weights: unknown" in (folder / "encoder" / "README.md").read_text()
+    path.unlink()
+    with pytest.raises(MadError, match="no such file"):
+        train.run(config, "tiny")
