@@ -273,4 +273,5 @@ def test_the_shipped_controls_are_the_demo_s_runs_with_the_keys_that_they_name()
     differing = {name: {key for key in run if run[key] != runs["mad"][key]} - {"name"} for name, run in runs.items()}
     pairs = {name: {"pairs"} for name in ("shuffled", "interpolated", "same")}
     mixes = {"tri": {"mix"}, "one-transition": {"mix"}, "within": {"mix_mode"}}
-    assert differing == {"mad": set(), "dinov2": {"method"}} | pairs | mixes
+    methods = {"dinov2": {"method"}, "mad_global": {"method"}}
+    assert differing == {"mad": set()} | methods | pairs | mixes
