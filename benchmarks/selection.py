@@ -60,6 +60,9 @@ def write_cohort(folder: Path, num_slides: int) -> None:
         folder / "slides.tsv",
         [{"slide_id": name, "path": f"slides/{name}.svs", "patient_id": f"P{name[1:]}"} for name in names],
     )
+    (folder / "slides").mkdir()
+    for name in names:  # empty: planning asks whether a slide is there, nothing reads it
+        (folder / "slides" / f"{name}.svs").touch()
     patterns = [pattern(seed) for seed in range(min(PATTERNS, num_slides))]
     for number, name in enumerate(names):
         table = patterns[number % len(patterns)]

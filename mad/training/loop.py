@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mad.config.training import RunConfig
 from mad.files import FULL, MadError, StorageError
+from mad.models.depthwise import depthwise_in_fp32
 from mad.models.heads import Network, build_network
 from mad.models.masked import drop_paths
 from mad.models.vit import build_backbone
@@ -100,6 +101,7 @@ def build_networks(
     teacher.load_state_dict(student.state_dict())
     if run.drop_path:
         drop_paths(student.backbone, run.drop_path, run.backbone.model)
+    depthwise_in_fp32(student.backbone)
     teacher.requires_grad_(False).eval()
     return student.train(), teacher
 
