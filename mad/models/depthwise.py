@@ -16,7 +16,7 @@ def depthwise_in_fp32(model: nn.Module) -> None:
     """Let the depthwise convolutions of `model` leave autocast on the CPU; on a GPU, and without autocast, nothing changes."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-            module.forward = _in_fp32(module.forward)  # type: ignore[method-assign]
+            module.forward = _in_fp32(module.forward)  # type: ignore[assignment, method-assign]
 
 
 def _in_fp32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
