@@ -89,3 +89,23 @@ def test_a_model_of_another_size_resizes_and_says_so(tmp_path: Path) -> None:
 def test_missing_weights_say_what_mends_it(tmp_path: Path, spec: str, message: str) -> None:
     with pytest.raises(MadError, match=message):
         load_encoder(configure(tmp_path, spec), "e")
+
+
+def test_an_encoder_of_ones_own_is_a_function_in_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of docs/encoders.md."""
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n\n"
+        "def brightness(tile_px):\n"
+        "    return lambda tiles: tiles.reshape(len(tiles), -1).mean(axis=1, keepdims=True)\n\n"
+        "def broken(tile_px):\n"
+        "    return lambda tiles: np.zeros(3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    encoder = load_encoder(configure(tmp_path, "python:mine:brightness"), "e")
+    assert encoder.audit == {"spec": "python:mine:brightness", "dim": 1}
+    assert np.allclose(encoder(TILES)[:, 0], TILES.mean(axis=(1, 2, 3)))
+    with pytest.raises(MadError, match="one vector per tile"):
+        load_encoder(configure(tmp_path, "python:mine:broken"), "e")
+    for spec in ("python:mine:absent", "python:no_such_module:f", "python:"):
+        with pytest.raises(MadError, match="cannot be imported"):
+            load_encoder(configure(tmp_path, spec), "e")

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from mad.config import parse_config
 from mad.config.training import RunConfig
 from mad.files import MadError, read_json, sha256_file
-from mad.models import initial
-from mad.models.initial import Source, find_source, initial_licence
+from mad.models import hub
+from mad.models.hub import Source, card_licence
+from mad.models.initial import find_source, initial_licence
 from mad.models.vit import build_backbone
 from mad.stages import train
 
@@ -70,7 +71,7 @@ def test_a_file_or_its_folder(tmp_path):
 @pytest.mark.parametrize("card", ["no front matter", "---\nlicense: [a, b]\n---\n", "---\n: : :\n---\n"])
 def test_a_card_without_a_licence(tmp_path, card):
     (tmp_path / "README.md").write_text(card)
-    assert initial.card_licence(tmp_path / "README.md") is None
+    assert card_licence(tmp_path / "README.md") is None
 
 
 def test_the_hub_is_asked_for_safetensors_first_and_for_the_card(tmp_path, monkeypatch):
@@ -83,7 +84,7 @@ def test_the_hub_is_asked_for_safetensors_first_and_for_the_card(tmp_path, monke
         (tmp_path / name).write_text(CARD)
         return str(tmp_path / name)
 
-    monkeypatch.setattr(initial, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     found = find_source(run_from("hf-hub:owner/name@v1"), tmp_path)
     assert found == Source(tmp_path / "pytorch_model.bin", "cc-by-nc-4.0")
     assert asked == [("owner/name", name, "v1") for name in ("model.safetensors", "pytorch_model.bin", "README.md")]
@@ -104,7 +105,7 @@ def test_what_the_hub_refuses_is_explained(tmp_path, monkeypatch, error, words):
     def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr(initial, "hf_hub_download", refuse)
+    monkeypatch.setattr(hub, "hf_hub_download", refuse)
     with pytest.raises(MadError, match=r"runs.tiny.init: hf-hub:owner/name.*" + words):
         find_source(run_from("hf-hub:owner/name"), tmp_path)
 
@@ -115,7 +116,7 @@ def test_offline_the_cached_file_is_used_without_its_card(tmp_path, monkeypatch)
             return str(tmp_path / name)
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr(initial, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     assert find_source(run_from("hf-hub:owner/name"), tmp_path) == Source(tmp_path / "pytorch_model.bin", None)
 
 

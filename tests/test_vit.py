@@ -12,7 +12,7 @@ from mad.config.recipe import freeze_recipe
 from mad.config.training import BackboneConfig
 from mad.files import MadError, read_json, sha256_file
 from mad.models.export import export_encoder, export_untrained, load_exported, model_card, read_provenance
-from mad.models.initial import card_licence
+from mad.models.hub import card_licence
 from mad.models.vit import build_backbone, embedding_dim, initial_backbone, local_crop_px
 
 VIT = BackboneConfig(model="vit_tiny_patch16_224", args={"depth": 1, "embed_dim": 24, "patch_size": 8, "reg_tokens": 2})

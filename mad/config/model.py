@@ -188,14 +188,24 @@ class EncoderConfig(Section):
     """Folder under `results/embed/` and row of every table."""
     spec: str
     """`run:NAME` (the encoder of a run), `random:NAME` (that architecture untrained), `colour` (channel mean and standard
-    deviation), `timm:MODEL`, `hf-hub:OWNER/MODEL` or `local-dir:FOLDER`."""
+    deviation), `published:NAME` (`mad encoders` lists them: uni, uni2-h, virchow2, ...), `timm:MODEL`, `hf-hub:OWNER/MODEL`,
+    `local-dir:FOLDER`, or `python:MODULE:FACTORY` (your own, docs/encoders.md)."""
+    weights: str | None = None
+    """`published:` the file of its weights, or its folder, instead of the hub."""
     pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"
     """`auto`: the model's own. `cls+avg`: class token beside the mean of the patch tokens."""
     args: dict[str, Any] = {}
-    """Further arguments of `timm.create_model` for `timm:` and `hf-hub:`; `{img_size: 224}` keeps a model's own size, to which
-    tiles of another size are then resized."""
+    """Further arguments of `timm.create_model` for `timm:`, `hf-hub:` and `published:`; `{img_size: 224}` keeps a model's own
+    size, to which tiles of another size are then resized. `mlp_layer`, `act_layer` and `norm_layer` are names of classes in
+    timm.layers or torch.nn, as `SwiGLUPacked` and `SiLU`."""
     batch: int = Field(64, ge=1)
     """Tiles per forward pass."""
+
+    @model_validator(mode="after")
+    def _has_use_for_weights(self) -> EncoderConfig:
+        if self.weights and not self.spec.startswith("published:"):
+            raise ValueError(f"weights: only `published:NAME` takes weights from a disk; {self.spec!r} names its own")
+        return self
 
 
 class Config(Section):
@@ -207,6 +217,9 @@ class Config(Section):
     """Seed of selection, training order and evaluation."""
     on_bad_slide: Literal["quarantine", "fail"] = "quarantine"
     """What an unreadable slide does: it is listed with its cause and the rest goes on, or the run stops."""
+    on_missing_encoder: Literal["absent", "fail"] = "absent"
+    """What published weights that cannot be had do (gated, offline): the encoder's row says so and the comparison goes on, or the
+    run stops."""
     cohort: CohortConfig = CohortConfig()
     """Slides and patients."""
     synthetic: SyntheticConfig = SyntheticConfig()

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mad.config.base import Section
+from mad.config.weights import weights_file
 
 STANDALONE = "standalone"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder, the first that is there
 
 
 def is_triple(kind: str) -> bool:
@@ -248,12 +248,8 @@ class RunConfig(Section):
 
     @property
     def init_file(self) -> Path | None:
-        """The weights that `init: file:PATH` names, of a folder the first of `WEIGHT_FILES` that is there; otherwise None."""
-        if not self.init.startswith("file:"):
-            return None
-        path = Path(self.init.removeprefix("file:"))
-        candidates = [path / name for name in WEIGHT_FILES] if path.is_dir() else [path]
-        return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+        """The file of weights that `init: file:PATH` names; None for another start."""
+        return weights_file(self.init.removeprefix("file:")) if self.init.startswith("file:") else None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Encoders to be compared: our runs, untrained twins, colour statistics, and any timm model, behind one call.
+"""Encoders to be compared: our runs, untrained twins, colour statistics, published ones by name, and any timm model.
 
 An encoder maps uint8 RGB tiles [n, h, w, 3] to float32 embeddings [n, d] and tells with `audit` all that decides them:
 weights, pooling, normalisation, and the um/px that the network saw after any resizing.
@@ -6,7 +6,10 @@ weights, pooling, normalisation, and the um/px that the network saw after any re
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import importlib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +17,9 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import timm
+import timm.layers
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,7 +27,12 @@ from mad.config import Config
 from mad.config.model import EncoderConfig
 from mad.files import MadError
 from mad.models.export import load_exported
+from mad.models.hub import MissingWeightsError, hub_weights, local_weights
+from mad.models.registry import PUBLISHED, Published
 from mad.models.vit import initial_backbone, mean_std
+from mad.models.weights import load_weights
+
+LAYER_KEYS = {"mlp_layer", "act_layer", "norm_layer"}
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -66,11 +76,14 @@ class TimmEncoder:
     since that changes the scale that the network sees.
     """
 
-    def __init__(self, model: nn.Module, entry: EncoderConfig, tile_px: int) -> None:
+    def __init__(
+        self, model: nn.Module, entry: EncoderConfig, tile_px: int, published: Published | None = None
+    ) -> None:
+        """`published` replaces the model's own normalisation, and its pooling where the entry leaves it to the model."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.eval().to(self._device)
-        self._pooling = entry.pooling
-        mean, std = mean_std(model)
+        self._pooling = published.pooling if published and entry.pooling == "auto" else entry.pooling
+        mean, std = published.mean_std if published else mean_std(model)
         self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1) * 255
         size = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -90,6 +103,8 @@ class TimmEncoder:
             "dtype": "float32",
             "parameters": sum(p.numel() for p in model.parameters()),
         }
+        if published:
+            self.audit |= {"published_transform": published.transform, "licence": published.licence}
 
     @torch.inference_mode()
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
@@ -113,11 +128,43 @@ class TimmEncoder:
         return torch.cat(parts, dim=1)
 
 
+class OwnEncoder:
+    """A user's encoder: `python:MODULE:FACTORY`, where FACTORY(tile_px) gives a function from tiles to embeddings.
+
+    The function's own attribute `audit`, a dictionary, is written with the embeddings where it has one.
+    """
+
+    def __init__(self, target: str, entry: EncoderConfig, tile_px: int) -> None:
+        module, _, factory = target.partition(":")
+        key = f"encoders: {entry.name!r} ({entry.spec})"
+        sys.path.insert(0, str(Path.cwd()))  # a file beside the configuration is a module
+        try:
+            self._embed = getattr(importlib.import_module(module), factory)(tile_px)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise MadError(
+                f"{key}: cannot be imported: {error}; name a module on the Python path and a function in it"
+            ) from error
+        finally:
+            sys.path.pop(0)
+        self._key = key
+        dim = self(np.zeros((1, tile_px, tile_px, 3), np.uint8)).shape[1]
+        self.audit: dict[str, Any] = {"spec": entry.spec, "dim": dim, **getattr(self._embed, "audit", {})}
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        vectors = np.asarray(self._embed(tiles), dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(tiles):
+            raise MadError(
+                f"{self._key}: gave {vectors.shape} for {len(tiles)} tiles; it has to return one vector per tile"
+            )
+        return vectors
+
+
 def load_encoder(config: Config, name: str) -> Encoder:
     """Load the encoder that `encoders:` calls `name`.
 
     Raises:
-        MadError: its weights are missing or gated, or its spec is of no known form; the text says what would mend it.
+        MissingWeightsError: published weights that cannot be had here, gated ones for one.
+        MadError: a run's weights are missing, or the spec is of no known form; the text says what would mend it.
     """
     entry = config.encoder(name)
     kind, _, target = entry.spec.partition(":")
@@ -132,26 +179,70 @@ def load_encoder(config: Config, name: str) -> Encoder:
         return TimmEncoder(initial_backbone(config, target), entry, tile_px)
     if kind == "local-dir":
         return _load_folder(Path(target), entry, tile_px, "a folder with config.json and model.safetensors")
+    if kind == "python":
+        return OwnEncoder(target, entry, tile_px)
+    if kind == "published":
+        return _load_published(target, entry, tile_px)
     if kind in ("timm", "hf-hub", "hf_hub"):
         return TimmEncoder(_load_timm(target if kind == "timm" else f"hf-hub:{target}", entry, tile_px), entry, tile_px)
     raise MadError(
-        f"encoders: {name!r} has spec {entry.spec!r}; known forms are run:NAME, random:NAME, colour, timm:MODEL, "
-        "hf-hub:OWNER/MODEL and local-dir:FOLDER"
+        f"encoders: {name!r} has spec {entry.spec!r}; known forms are run:NAME, random:NAME, colour, published:NAME, timm:MODEL, "
+        "hf-hub:OWNER/MODEL, local-dir:FOLDER and python:MODULE:FACTORY"
     )
 
 
+def layer_classes(args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `timm.create_model` with the classes that `mlp_layer`, `act_layer` and `norm_layer` name.
+
+    Raises:
+        MadError: neither timm.layers nor torch.nn has such a class.
+    """
+    found = dict(args)
+    for key in LAYER_KEYS & args.keys():
+        if isinstance(name := args[key], str):
+            found[key] = getattr(timm.layers, name, None) or getattr(nn, name, None)
+            if found[key] is None:
+                raise MadError(f"encoders: {key}: neither timm.layers nor torch.nn has a class {name!r}")
+    return found
+
+
+def build_published(published: Published, tile_px: int, args: dict[str, Any] | None = None) -> nn.Module:
+    """The architecture of a published encoder with random weights, made for images of `tile_px`."""
+    given = {"num_classes": 0, "global_pool": "token", "img_size": tile_px, **published.args, **(args or {})}
+    return timm.create_model(published.model, pretrained=False, **layer_classes(given))
+
+
+def _load_published(name: str, entry: EncoderConfig, tile_px: int) -> TimmEncoder:
+    if name not in PUBLISHED:
+        near = ", ".join(difflib.get_close_matches(name, PUBLISHED, n=2)) or ", ".join(PUBLISHED)
+        raise MadError(f"encoders: {entry.name!r}: no published encoder is called {name!r}; did you mean {near}?")
+    published, key = PUBLISHED[name], f"encoders.{entry.name}"
+    if entry.weights:
+        source = local_weights(entry.weights, f"{key}.weights")
+    else:
+        instead = f"download the weights where that is possible and set {key}.weights to their file"
+        source = hub_weights(published.hub, f"{key}: {published.title}", instead)
+    model = build_published(published, tile_px, entry.args)
+    load_weights(model, source.path)
+    return TimmEncoder(model, entry, tile_px, published)
+
+
 def _load_timm(source: str, entry: EncoderConfig, tile_px: int) -> nn.Module:
-    """A published timm model, made for tiles of `tile_px` where its input size is a choice, so that the scale stays theirs."""
+    """A timm model with its weights, made for tiles of `tile_px` where its input size is a choice: the scale stays theirs."""
+    args = {"num_classes": 0, **layer_classes(entry.args)}
     try:
         try:
-            return timm.create_model(source, pretrained=True, **{"num_classes": 0, "img_size": tile_px, **entry.args})
+            return timm.create_model(source, pretrained=True, **{"img_size": tile_px, **args})
         except TypeError:  # a model without an input size of its own
-            return timm.create_model(source, pretrained=True, **{"num_classes": 0, **entry.args})
+            return timm.create_model(source, pretrained=True, **args)
+    except (HfHubHTTPError, OSError) as error:
+        raise MissingWeightsError(
+            f"encoders: {entry.name!r} ({entry.spec}) cannot be had: {type(error).__name__}: {str(error)[:300]}. For a gated model "
+            "accept its licence on its Hugging Face page and set HF_TOKEN; offline, download it and use spec local-dir:FOLDER"
+        ) from error
     except Exception as error:
         raise MadError(
-            f"encoders: {entry.name!r} ({entry.spec}) cannot be loaded: {type(error).__name__}: {str(error)[:300]}. "
-            "For a gated model accept its licence on its Hugging Face page and set HF_TOKEN; offline, download it and "
-            "use spec local-dir:FOLDER"
+            f"encoders: {entry.name!r} ({entry.spec}) cannot be loaded: {type(error).__name__}: {str(error)[:300]}"
         ) from error
 
 

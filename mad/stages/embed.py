@@ -31,17 +31,34 @@ from mad.files import (
     write_parquet,
 )
 from mad.models.encoders import Encoder, load_encoder
+from mad.models.hub import MissingWeightsError
 from mad.progress import log, track
 from mad.slides.sheet import SlideRow, cohort_rows
 from mad.tiles.aligned import Footprint, open_aligned
 from mad.tiles.pyramid import parse_tile_id
 from mad.tiles.shards import decode, read_member
 
+ABSENT = "absent"
+
 
 def run(config: Config, name: str) -> None:
-    """Embed the whole cohort with one encoder."""
+    """Embed the whole cohort with one encoder.
+
+    Where its published weights cannot be had, audit.json says `"status": "absent"` and why.
+
+    Raises:
+        MadError: the encoder cannot be made (or had, where `on_missing_encoder` is "fail"), or gives numbers that are not finite.
+    """
     folder = Path(config.results) / "embed" / name
-    encoder = load_encoder(config, name)
+    try:
+        encoder = load_encoder(config, name)
+    except MissingWeightsError as missing:
+        if config.on_missing_encoder == "fail":
+            raise
+        log(f"WARNING: {missing}. {name} is absent from the tables, the other encoders go on")
+        entry = config.encoder(name).model_dump()
+        write_json(folder / "audit.json", {"status": ABSENT, "reason": str(missing), "encoder": name, "config": entry})
+        return
     (folder / "audit.json").unlink(missing_ok=True)  # it vouches for all slides at once
     rows = cohort_rows(config)
     start, tiles, fresh = time.perf_counter(), 0, 0

@@ -37,6 +37,10 @@ def run(config: Config, encoder: str) -> None:
 
     results = Path(config.results)
     folder = results / "evaluate" / encoder
+    audit = _read_audit(results / "embed" / encoder)
+    if audit.get("status") == "absent":
+        _write_absent(folder, encoder, audit)
+        return
     data = load(config, encoder)
     device = _device(config.evaluate.device)
     common = _common(config, encoder, data)
@@ -68,6 +72,21 @@ def run(config: Config, encoder: str) -> None:
         write_parquet(folder / "pca.parquet", _no_coordinates())
 
 
+def _read_audit(folder: Path) -> dict[str, Any]:
+    if not (folder / "audit.json").exists():
+        raise MadError(f"{folder}: no finished embeddings; run `mad embed` for encoder {folder.name!r} first")
+    return read_json(folder / "audit.json")
+
+
+def _write_absent(folder: Path, encoder: str, audit: dict[str, Any]) -> None:
+    """Every file of an encoder whose weights could not be had, saying so."""
+    for protocol in ("classification", "clustering", "consistency", "transfer", "segmentation"):
+        absent = {"encoder": encoder, "spec": audit["config"]["spec"], "protocol": protocol}
+        write_json(folder / f"{protocol}.json", absent | {"status": "absent", "reason": audit["reason"]})
+    write_parquet(folder / "pca.parquet", _no_coordinates())
+    write_parquet(folder / "segmentation.parquet", paint_nothing())
+
+
 def load(config: Config, encoder: str) -> Embedded:
     """The embedded tiles of an encoder, joined with their labels and splits."""
     import numpy as np
@@ -76,8 +95,7 @@ def load(config: Config, encoder: str) -> Embedded:
 
     results = Path(config.results)
     embed = results / "embed" / encoder
-    if not (embed / "audit.json").exists():
-        raise MadError(f"{embed}: no finished embeddings; run `mad embed` for encoder {encoder!r} first")
+    _read_audit(embed)
     slides = _read(results / "cohort" / "slides.parquet", "cohort")
 
     def per_slide() -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame, pd.DataFrame, NDArray]]:

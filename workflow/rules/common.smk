@@ -4,11 +4,13 @@ import os
 import sys
 from pathlib import Path
 
+from huggingface_hub import get_token
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from mad.config import parse_config
 from mad.config.recipe import freeze_recipe
+from mad.config.weights import weights_file
 from mad.files import MadError, digest, read_json, write_json_if_changed
 from mad.slides.sheet import cohort_rows
 
@@ -107,6 +109,15 @@ def encoder_inputs(wildcards):
     kind, _, target = ENCODERS[wildcards.encoder].spec.partition(":")
     made = {"run": "summary.json", "random": "recipe.json"}
     return [f"{RESULTS}/train/{target}/{made[kind]}"] if kind in made else []
+
+
+def weights_access(encoder):
+    """What decides whether published weights can be had: an absent encoder is tried again when it changes."""
+    if encoder.spec.partition(":")[0] not in ("published", "timm", "hf-hub", "hf_hub"):
+        return None
+    if encoder.weights:
+        return weights_file(encoder.weights).exists()
+    return bool(get_token())
 
 
 def print_quality():

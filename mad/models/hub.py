@@ -1,0 +1,113 @@
+"""Weights that others published: found on a disk or on the Hugging Face hub, with the licence that they come with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from mad.config.weights import WEIGHT_FILES, weights_file
+from mad.files import MadError
+
+
+class MissingWeightsError(MadError):
+    """Published weights that cannot be had here: gated, out of reach, or not where they were looked for."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of weights."""
+
+    path: Path
+    """The file."""
+    licence: str | None
+    """As the model card beside it names it, e.g. `cc-by-nc-4.0`; None where it is unknown."""
+
+
+def local_weights(path: str, key: str) -> Source:
+    """The weights in a file or folder.
+
+    Args:
+        path: of a .safetensors or .pth file, or of its folder.
+        key: the setting that names it, for messages.
+
+    Raises:
+        MissingWeightsError: there are none.
+    """
+    named, found = Path(path), weights_file(path)
+    if not found.is_file():
+        wanted = f"a folder without {' and '.join(WEIGHT_FILES)}" if named.is_dir() else "no such file"
+        raise MissingWeightsError(f"{key}: {named}: {wanted}; name a .safetensors or .pth file or its folder")
+    return Source(found, card_licence(named / "README.md"))
+
+
+def card_licence(card: Path) -> str | None:
+    """The licence in the front matter of a model card; None where there is none."""
+    try:
+        licence = (metadata_load(card) or {}).get("license")
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return licence if isinstance(licence, str) else None
+
+
+def hub_weights(target: str, key: str, instead: str) -> Source:
+    """The weights of OWNER/NAME[@REVISION] on the Hugging Face hub, from the cache where the hub is out of reach.
+
+    Args:
+        target: the repository.
+        key: the setting that names it, for messages.
+        instead: what to do where it cannot be had, for messages.
+
+    Raises:
+        MissingWeightsError: they are gated, absent or out of reach; the text says what would mend it.
+    """
+    repository, _, revision = target.partition("@")
+    page = f"https://huggingface.co/{repository}"
+    reached = True
+    for name in WEIGHT_FILES:
+        try:
+            path = Path(hf_hub_download(repository, name, revision=revision or None))
+        except GatedRepoError:
+            raise MissingWeightsError(
+                f"{key}: these weights are gated. Accept their licence at {page}, make a token at "
+                f"https://huggingface.co/settings/tokens and set HF_TOKEN to it, or {instead}"
+            ) from None
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            raise MissingWeightsError(
+                f"{key}: the hub has no such repository or revision, or it is private; see {page}. For a private one set "
+                "HF_TOKEN to a token that may read it"
+            ) from None
+        except LocalEntryNotFoundError:
+            reached = False
+            continue  # the next name may be in the cache
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError) as error:
+            raise MissingWeightsError(
+                f"{key}: cannot be downloaded ({str(error)[:200]}); try again, or {instead}"
+            ) from None
+        return Source(path, _hub_licence(repository, revision))
+    if not reached:
+        raise MissingWeightsError(
+            f"{key}: the hub is out of reach and its cache (HF_HOME) does not hold them; {instead}"
+        )
+    raise MissingWeightsError(
+        f"{key}: the repository has no {' or '.join(WEIGHT_FILES)}; see {page}/tree/main, and {instead}"
+    )
+
+
+def _hub_licence(repository: str, revision: str) -> str | None:
+    try:
+        return card_licence(Path(hf_hub_download(repository, "README.md", revision=revision or None)))
+    except (EntryNotFoundError, HfHubHTTPError, OSError):
+        return None
