@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mad.config import load_config
 from mad.config.training import RunConfig
+from mad.models.precision import choose_dtype
 from mad.models.vit import local_crop_px, mean_std
 from mad.training import loop
 from mad.training.data import Batch, collate
@@ -87,7 +88,7 @@ def method_run(method: str, arguments: argparse.Namespace) -> RunConfig:
 def compare(run: RunConfig, arguments: argparse.Namespace, device: torch.device, rate: float) -> None:
     """Print the figures of one method."""
     student, teacher = (network.to(device) for network in loop.build_networks(run, arguments.tile_px, 0))
-    numerics = Numerics(*mean_std(student.backbone), device, loop.choose_dtype(run.precision, device))
+    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(run.precision, device))
     batch = random_batch(run, student.backbone, arguments.tile_px, run.batch)
     if arguments.checkpointing:
         checkpoint_activations(student.backbone)
@@ -150,7 +151,7 @@ def take_steps(
 ) -> tuple[nn.Module, nn.Module, Numerics]:
     """Networks after three steps of `count` samples."""
     student, teacher = (network.to(device) for network in loop.build_networks(run, arguments.tile_px, 0))
-    numerics = Numerics(*mean_std(student.backbone), device, loop.choose_dtype(run.precision, device))
+    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(run.precision, device))
     if arguments.checkpointing:
         checkpoint_activations(student.backbone)
     step = ours((student, teacher), run, numerics, random_batch(run, student.backbone, arguments.tile_px, count))

@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pipeline import configure, run_all
 
 from mad.files import MadError, read_json
+from mad.models.embedding import embed_tiles
 from mad.slides.readers import open_slide
 from mad.stages import embed, evaluate
 
@@ -68,6 +70,44 @@ def test_only_what_changed_is_encoded_again(slides: Path, tmp_path: Path, monkey
         evaluate.load(config, "colour")
     embed.run(config, "colour")
     assert done == ["S01"]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 64])
+def test_batches_shrink_where_memory_ends(limit: int) -> None:
+    sizes: list[int] = []
+
+    class Small:
+        audit = {"dim": 1}
+
+        def __call__(self, tiles: np.ndarray) -> np.ndarray:
+            sizes.append(len(tiles))
+            if len(tiles) > limit:
+                raise torch.OutOfMemoryError("full")
+            return tiles.reshape(len(tiles), -1)[:, :1].astype(np.float32)
+
+    images = (np.full((2, 2, 3), n, np.uint8) for n in range(21))
+    vectors = embed_tiles(Small(), images, 8, "embed")
+    assert vectors[:, 0].tolist() == list(range(21))
+    assert max(sizes) == 8 and sum(size for size in sizes if size <= limit) == 21
+    with pytest.raises(MadError, match="one tile is too much"):
+        limit = 0
+        embed_tiles(Small(), [np.zeros((2, 2, 3), np.uint8)], 4, "embed")
+
+
+def test_an_error_while_decoding_reaches_the_stage() -> None:
+    class Any:
+        audit = {"dim": 1}
+
+        def __call__(self, tiles: np.ndarray) -> np.ndarray:
+            return np.zeros((len(tiles), 1), np.float32)
+
+    def images():
+        yield np.zeros((2, 2, 3), np.uint8)
+        raise MadError("tile 2 is damaged")
+
+    with pytest.raises(MadError, match="tile 2 is damaged"):
+        embed_tiles(Any(), images(), 1, "embed")
+    assert embed_tiles(Any(), [], 4, "embed").shape == (0, 1)
 
 
 def test_numbers_that_are_not_finite_stop_the_stage(

@@ -20,7 +20,7 @@ VIT = {"model": "vit_tiny_patch16_224", "args": {"embed_dim": 48, "depth": 2, "n
 
 def configure(folder: Path, spec: str, **entry: object) -> Config:
     run = {"name": "tiny", "method": "mad", "steps": 10, "warmup": 1, "freeze_last_layer": 1, "backbone": VIT}
-    encoders = [{"name": "e", "spec": spec, **entry}]
+    encoders = [{"name": "e", "spec": spec, "precision": "fp32", **entry}]
     return parse_config({"results": str(folder), "tile": {"tile_px": 64}, "runs": [run], "encoders": encoders})
 
 
@@ -109,3 +109,14 @@ def test_an_encoder_of_ones_own_is_a_function_in_a_module(tmp_path: Path, monkey
     for spec in ("python:mine:absent", "python:no_such_module:f", "python:"):
         with pytest.raises(MadError, match="cannot be imported"):
             load_encoder(configure(tmp_path, spec), "e")
+
+
+def test_bf16_is_near_fp32_and_said(tmp_path: Path) -> None:
+    exact, rounded = (
+        load_encoder(configure(tmp_path, "random:tiny", precision=precision), "e") for precision in ("fp32", "bf16")
+    )
+    assert (exact.audit["dtype"], rounded.audit["dtype"]) == ("float32", "bfloat16")
+    a, b = exact(TILES), rounded(TILES)
+    assert b.dtype == np.float32 and not np.array_equal(a, b)
+    cosines = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosines.min() > 0.999

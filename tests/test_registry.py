@@ -30,7 +30,7 @@ TILES = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3)).astype(np.ui
 
 
 def configure(folder, name, **entry):
-    encoders = [{"name": "e", "spec": f"published:{name}", **entry}]
+    encoders = [{"name": "e", "spec": f"published:{name}", "precision": "fp32", **entry}]
     return parse_config({"results": str(folder), "tile": {"tile_px": 112}, "encoders": encoders})
 
 

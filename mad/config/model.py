@@ -198,8 +198,10 @@ class EncoderConfig(Section):
     """Further arguments of `timm.create_model` for `timm:`, `hf-hub:` and `published:`; `{img_size: 224}` keeps a model's own
     size, to which tiles of another size are then resized. `mlp_layer`, `act_layer` and `norm_layer` are names of classes in
     timm.layers or torch.nn, as `SwiGLUPacked` and `SiLU`."""
-    batch: int = Field(64, ge=1)
-    """Tiles per forward pass."""
+    batch: int | None = Field(None, ge=1)
+    """Tiles per forward pass; not given: 64 on a CPU, 256 on a GPU. Halved where the memory does not suffice."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of forward passes. `auto`: bf16 where the device is good at it (CUDA from Ampere, CPU with avx512_bf16 or AMX)."""
 
     @model_validator(mode="after")
     def _has_use_for_weights(self) -> EncoderConfig:

@@ -28,6 +28,7 @@ from mad.config.model import EncoderConfig
 from mad.files import MadError
 from mad.models.export import load_exported
 from mad.models.hub import MissingWeightsError, hub_weights, local_weights
+from mad.models.precision import choose_dtype
 from mad.models.registry import PUBLISHED, Published
 from mad.models.vit import initial_backbone, mean_std
 from mad.models.weights import load_weights
@@ -82,6 +83,7 @@ class TimmEncoder:
         """`published` replaces the model's own normalisation, and its pooling where the entry leaves it to the model."""
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.eval().to(self._device)
+        self._dtype = choose_dtype(entry.precision, self._device)
         self._pooling = published.pooling if published and entry.pooling == "auto" else entry.pooling
         mean, std = published.mean_std if published else mean_std(model)
         self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1) * 255
@@ -100,7 +102,7 @@ class TimmEncoder:
             "dim": int(probe.shape[1]),
             "resize": None if self._side == tile_px else [tile_px, self._side],
             "mpp_factor": tile_px / self._side,
-            "dtype": "float32",
+            "dtype": str(self._dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
         if published:
@@ -112,7 +114,9 @@ class TimmEncoder:
         if images.shape[-1] != self._side:
             images = F.interpolate(images, size=(self._side, self._side), mode="bicubic", antialias=True).clamp(0, 255)
         images = (images - self._mean) / self._std
-        return self._embed(images).float().cpu().numpy()
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            vectors = self._embed(images)
+        return vectors.float().cpu().numpy()
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         if self._pooling == "auto":

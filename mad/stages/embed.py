@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import pandas as pd
 from mad.config import Config
 from mad.evaluation.segmentation import segmentation_slides
 from mad.files import (
-    MadError,
     atomic_path,
     digest,
     file_stamp,
@@ -30,6 +29,7 @@ from mad.files import (
     write_json,
     write_parquet,
 )
+from mad.models.embedding import embed_tiles
 from mad.models.encoders import Encoder, load_encoder
 from mad.models.hub import MissingWeightsError
 from mad.progress import log, track
@@ -128,17 +128,9 @@ def _embed_dense(config: Config, name: str, encoder: Encoder, row: SlideRow, fol
     return len(read)
 
 
-def _encode(encoder: Encoder, images: Iterable[np.ndarray], total: int, batch: int, what: str) -> np.ndarray:
+def _encode(encoder: Encoder, images: Iterable[np.ndarray], total: int, batch: int | None, what: str) -> np.ndarray:
     """Embeddings float32 [n, d] of a stream of (about) `total` tiles."""
-    stream, parts = iter(images), []
-    for _ in track(range(0, total, batch), what, unit="batches"):
-        if not (tiles := list(islice(stream, batch))):
-            break
-        vectors = encoder(np.stack(tiles))
-        if not np.isfinite(vectors).all():
-            raise MadError(f"{what}: the encoder gives numbers that are not finite; its weights or dtype are at fault")
-        parts.append(vectors)
-    return np.concatenate(parts) if parts else np.zeros((0, encoder.audit["dim"]), np.float32)
+    return embed_tiles(encoder, track(images, what, total=total, unit="tiles"), batch, what)
 
 
 def _is_fresh(folder: Path, slide_id: str, key: dict[str, Any]) -> bool:

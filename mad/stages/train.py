@@ -26,6 +26,7 @@ from mad.files import MadError, atomic_path, digest, read_json, sha256_file, wri
 from mad.models.export import export_encoder, model_card, read_provenance
 from mad.models.initial import find_source, initial_licence
 from mad.models.masked import patch_grid
+from mad.models.precision import choose_dtype
 from mad.models.vit import local_crop_px, mean_std
 from mad.models.weights import load_weights
 from mad.progress import log
@@ -35,7 +36,7 @@ from mad.training.curves import draw_curves
 from mad.training.data import TrainingSet
 from mad.training.health import HealthSet, choose_health_set, collapse_warnings, forward
 from mad.training.index import load_index
-from mad.training.loop import Interrupted, Run, build_networks, choose_dtype, train
+from mad.training.loop import Interrupted, Run, build_networks, train
 from mad.training.objective import Numerics, loss_names
 from mad.training.optimiser import build_optimiser, describe_rates
 from mad.training.parallel import balance_note, balanced_over, num_passes
