@@ -120,8 +120,9 @@ def _grid(slide: str, columns: int, rows: int, finest: int, labelled: bool) -> p
     names = [CLASSES[_column_class(x, columns)] for x in tiles["x"] + tiles["side"] / 2]
     place = tiles["tile_id"].str.extract(r"_L\d_(\d+)_(\d+)").astype(int)
     tiles = tiles.assign(i=place[0], j=place[1])
+    shares = {f"share_{name}": np.float32(labelled) * np.equal(names, name) for name in CLASSES}
     return tiles.assign(
-        slide_id=slide, label=names if labelled else None, status="ok", native=True, tissue=1.0, pen=0.0
+        slide_id=slide, label=names if labelled else None, status="ok", native=True, tissue=1.0, pen=0.0, **shares
     )
 
 

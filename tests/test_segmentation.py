@@ -48,6 +48,7 @@ def tiles(labels: list[str | None]) -> pd.DataFrame:
             "side": 1,
             "label": pd.array(labels, object),
             "split": "test",
+            **{f"share_{name}": [0.75 * (label == name) for label in labels] for name in CLASSES},
         }
     )
 
@@ -66,9 +67,12 @@ def test_scores_are_of_labelled_tiles_and_present_classes() -> None:
     assert row["tiles"] == 4 and row["scored"] == 3
     assert row["accuracy"] == pytest.approx(2 / 3)
     assert row["mean_iou"] == pytest.approx(2 / 3)  # class b is not in the truth
+    assert row["pixel"]["accuracy"] == pytest.approx(2 / 3) and row["pixel"]["mean_iou"] == pytest.approx(2 / 3)
+    assert row["fragments"] == {"true": 1, "predicted": 2} and row["boundary_f"] == 0.0
     for without in (painted.assign(label=None), painted.assign(split="train"), painted.assign(split=None)):
         (none,) = map_scores(without, CLASSES)
         assert none["scored"] == 0 and none["mean_iou"] is None and none["accuracy"] is None
+        assert none["boundary_f"] is None and none["fragments"] is None
     (part,) = map_scores(painted.assign(split=["test", "train", "test", "test"]), CLASSES)
     assert part["scored"] == 2 and part["accuracy"] == pytest.approx(1 / 2)
 
@@ -76,3 +80,11 @@ def test_scores_are_of_labelled_tiles_and_present_classes() -> None:
 def test_no_slides_make_an_empty_table() -> None:
     empty = paint(Probe(weight=torch.zeros(1, 1, 2), bias=torch.zeros(1, 1, 2)), [], CLASSES)
     assert len(empty) == 0 and "predicted" in empty and map_scores(empty, CLASSES) == []
+
+
+def test_pixels_of_tiles_without_a_majority_are_scored_too() -> None:
+    painted = tiles(["a", None]).assign(slide_id="S1", predicted=["a", "a"], share_b=[0.0, 0.25])
+    (row,) = map_scores(painted, CLASSES)
+    assert row["scored"] == 1 and row["mean_iou"] == 1.0
+    assert row["pixel"]["accuracy"] == pytest.approx(0.75)
+    assert row["pixel"]["mean_iou"] == pytest.approx((0.75 + 0) / 2)

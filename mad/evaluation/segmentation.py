@@ -10,6 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mad.config.evaluation import EvaluationConfig
+from mad.evaluation.data import class_counts, plain
+from mad.metrics.confusion import accuracy, class_dice, class_iou, confusion_matrix, macro
+from mad.metrics.maps import boundary_f, fragments, pixel_confusion
 
 if TYPE_CHECKING:
     from mad.evaluation.probe import Probe
@@ -21,7 +24,12 @@ RULES = {
     "tiles": "painted: every tile of the slide's grid but those cut by its border, blank ones too; scored: those of the test "
     "split that have a label; no score where there are none",
     "scores": "macro over the classes that the slide's labels hold",
+    "pixel": "every annotated pixel of the test split gets its tile's prediction: mean IoU and Dice of the annotated areas, tiles "
+    "without a majority label included",
+    "boundary_f": "F-score of the borders between tiles of two classes, within one tile (Csurka et al. 2013), on scored tiles",
+    "fragments": "connected regions of one class, predicted and true, on scored tiles",
 }
+SHARE = "share_"
 
 
 def segmentation_slides(slides: pd.DataFrame, config: EvaluationConfig) -> list[str]:
@@ -54,38 +62,41 @@ def paint(
 
     Args:
         probe: whose first run predicts.
-        dense: slide id, its tile table (tile_id magnification x y side label split, row for row with the features), and
-            features [n, d].
+        dense: slide id, its tile table (tile_id magnification x y side label split, and share_{class}; row for row with the
+            features), and features [n, d].
         classes: class names in order.
         device: of the probe.
 
     Returns:
-        Table slide_id tile_id magnification x y side label split predicted, class names in `label` and `predicted`.
+        Table slide_id tile_id magnification x y side label split share_{class} predicted, class names in `label` and `predicted`.
     """
+    shares = [SHARE + name for name in classes]
+    kept = ["tile_id", "magnification", "x", "y", "side", "label", "split", *shares]
     parts = []
     for slide_id, tiles, features in dense:
         predicted = probe.predict(features, device=device)[0]
-        table = tiles[["tile_id", "magnification", "x", "y", "side", "label", "split"]].assign(
-            predicted=np.array(classes, object)[predicted]
-        )
+        table = tiles[kept].assign(predicted=np.array(classes, object)[predicted])
         table.insert(0, "slide_id", slide_id)
         parts.append(table)
-    columns = ["slide_id", "tile_id", "magnification", "x", "y", "side", "label", "split", "predicted"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["slide_id", *kept, "predicted"])
 
 
 def map_scores(painted: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
-    """Mean IoU, mean Dice and accuracy of every slide and magnification of `paint`'s table, over its test tiles alone."""
-    from mad.evaluation.data import class_counts, plain
-    from mad.metrics.confusion import accuracy, class_dice, class_iou, confusion_matrix, macro
+    """Scores of every slide and magnification of `paint`'s table, over its test tiles alone.
 
+    By tile (`mean_iou`, `mean_dice`, `accuracy`), by pixel (`pixel`), and of the map's shape (`boundary_f`, `fragments`); see
+    `RULES`. A score without tiles is None.
+    """
     code = {name: number for number, name in enumerate(classes)}
     rows = []
     for (slide_id, magnification), tiles in painted.groupby(["slide_id", "magnification"], sort=True):
-        known = tiles[tiles["label"].notna() & (tiles["split"] == "test")]
+        test = tiles[tiles["split"] == "test"]
+        known = test[test["label"].notna()]
         truth = known["label"].map(code).to_numpy(np.int64)
         predicted = known["predicted"].map(code).to_numpy(np.int64)
-        matrix = confusion_matrix(truth, predicted, len(classes))
+        shares = test[[SHARE + name for name in classes]].to_numpy(np.float64)
+        pixels = pixel_confusion(shares, test["predicted"].map(code).to_numpy(np.int64), len(classes))
+        maps = [_grid(known, codes) for codes in (truth, predicted)] if len(known) else []
         rows.append(
             {
                 "slide_id": slide_id,
@@ -93,9 +104,28 @@ def map_scores(painted: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]
                 "tiles": len(tiles),
                 "scored": len(known),
                 "counts": class_counts(truth, classes),
-                "mean_iou": plain(float(macro(class_iou(matrix)))),
-                "mean_dice": plain(float(macro(class_dice(matrix)))),
-                "accuracy": plain(float(accuracy(matrix))),
+                **_scores(confusion_matrix(truth, predicted, len(classes))),
+                "pixel": _scores(pixels),
+                "boundary_f": boundary_f(maps[0], maps[1]) if maps else None,
+                "fragments": {"true": fragments(maps[0]), "predicted": fragments(maps[1])} if maps else None,
             }
         )
     return rows
+
+
+def _scores(matrix: NDArray) -> dict[str, float | None]:
+    macros = {
+        "mean_iou": macro(class_iou(matrix)),
+        "mean_dice": macro(class_dice(matrix)),
+        "accuracy": accuracy(matrix),
+    }
+    return {name: plain(float(value)) for name, value in macros.items()}
+
+
+def _grid(tiles: pd.DataFrame, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Class codes [n] of tiles of one magnification as a raster of one cell per tile, -1 where there is none."""
+    starts = tiles[["y", "x"]].to_numpy(np.float64)
+    cells = ((starts - starts.min(axis=0)) / float(tiles["side"].median())).round().astype(np.int64)
+    raster = np.full(cells.max(axis=0) + 1, -1)
+    raster[tuple(cells.T)] = codes
+    return raster

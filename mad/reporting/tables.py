@@ -18,8 +18,8 @@ def table3(encoders: list[str], reports: Reports, classes: list[str]) -> Table:
     rows = []
     magnifications: dict[str, None] = {}
     for encoder in encoders:
-        classification, reason = _report(reports, encoder, "classification")
-        clustering, other = _report(reports, encoder, "clustering")
+        classification, reason = find_report(reports, encoder, "classification")
+        clustering, other = find_report(reports, encoder, "clustering")
         cells: dict[str, Cell] = {}
         if classification:
             for kind in ("linear", "knn", "sound"):
@@ -62,7 +62,7 @@ def table3(encoders: list[str], reports: Reports, classes: list[str]) -> Table:
     ]
     return Table(
         name="table3", title="Table 3. Classification and clustering, all magnifications pooled", blocks=blocks, rows=rows,
-        notes=_notes(reports, "classification") + _rules(reports, "clustering", "kmeans", "ami", "dbi"),
+        notes=_notes(reports, "classification") + protocol_rules(reports, "clustering", "kmeans", "ami", "dbi"),
         published=_published(published.TABLE3), published_note=published.NOTE,
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ def table4(encoders: list[str], reports: Reports) -> Table:
     }  # fmt: skip
     rows = []
     for encoder in encoders:
-        report, reason = _report(reports, encoder, "consistency")
+        report, reason = find_report(reports, encoder, "consistency")
         cells: dict[str, Cell] = {}
         if report:
             intervals = report["bootstrap"]["intervals"] or {}
@@ -138,7 +138,7 @@ def table5(encoders: list[str], reports: Reports) -> Table:
     scores = {"iou": "mean_iou", "dice": "mean_dice", "accuracy": "accuracy"}
     rows = []
     for encoder in encoders:
-        report, reason = _report(reports, encoder, "transfer")
+        report, reason = find_report(reports, encoder, "transfer")
         cells: dict[str, Cell] = {}
         for variant in variants if report else ():
             assert report is not None
@@ -182,7 +182,7 @@ def scale_table(encoders: list[str], reports: Reports) -> Table:
     rows: list[Row] = []
     ladder: list[str] = []
     for encoder in encoders:
-        report, reason = _report(reports, encoder, "transfer")
+        report, reason = find_report(reports, encoder, "transfer")
         matrix = report["matrix"] if report else {}
         ladder = ladder or sorted(matrix, key=_magnification)
         cells = {f"{a} to {b}": Cell(value=value) for a, row in matrix.items() for b, value in row.items()}
@@ -196,7 +196,7 @@ def scale_table(encoders: list[str], reports: Reports) -> Table:
         )
         for trained in ladder
     ]
-    notes = _rules(reports, "transfer", "matrix", "sound")
+    notes = protocol_rules(reports, "transfer", "matrix", "sound")
     done = [parts["transfer"] for parts in reports.values() if _ok(parts.get("transfer"))]
     if done and done[0]["split_by"] == "block":
         notes = [BLOCK_NOTE, *notes]
@@ -218,7 +218,7 @@ def _ok(report: dict[str, Any] | None) -> bool:
     return report is not None and report["status"] == "ok"
 
 
-def _report(reports: Reports, encoder: str, protocol: str) -> tuple[dict[str, Any] | None, str | None]:
+def find_report(reports: Reports, encoder: str, protocol: str) -> tuple[dict[str, Any] | None, str | None]:
     """A protocol's JSON, or why there is none."""
     report = reports.get(encoder, {}).get(protocol)
     if report is None:
@@ -261,7 +261,8 @@ def _notes(reports: Reports, protocol: str) -> list[str]:
     return notes + [f"{name}: {rule}{'' if rule.endswith('?') else '.'}" for name, rule in first["rules"].items()]
 
 
-def _rules(reports: Reports, protocol: str, *names: str) -> list[str]:
+def protocol_rules(reports: Reports, protocol: str, *names: str) -> list[str]:
+    """Notes of the rules with these names, as the first encoder that has the protocol tells them."""
     done = [parts[protocol] for parts in reports.values() if _ok(parts.get(protocol))]
     return [f"{name}: {done[0]['rules'][name]}." for name in names] if done else []
 

@@ -39,7 +39,7 @@ def run(config: Config, encoder: str) -> None:
     folder = results / "evaluate" / encoder
     audit = _read_audit(results / "embed" / encoder)
     if audit.get("status") == "absent":
-        _write_absent(folder, encoder, audit)
+        _write_absent(folder, encoder, audit, list(config.label.classes))
         return
     data = load(config, encoder)
     device = _device(config.evaluate.device)
@@ -78,13 +78,13 @@ def _read_audit(folder: Path) -> dict[str, Any]:
     return read_json(folder / "audit.json")
 
 
-def _write_absent(folder: Path, encoder: str, audit: dict[str, Any]) -> None:
+def _write_absent(folder: Path, encoder: str, audit: dict[str, Any], classes: list[str]) -> None:
     """Every file of an encoder whose weights could not be had, saying so."""
     for protocol in ("classification", "clustering", "consistency", "transfer", "segmentation"):
         absent = {"encoder": encoder, "spec": audit["config"]["spec"], "protocol": protocol}
         write_json(folder / f"{protocol}.json", absent | {"status": "absent", "reason": audit["reason"]})
     write_parquet(folder / "pca.parquet", _no_coordinates())
-    write_parquet(folder / "segmentation.parquet", paint_nothing())
+    write_parquet(folder / "segmentation.parquet", paint_nothing(classes))
 
 
 def load(config: Config, encoder: str) -> Embedded:
@@ -171,7 +171,7 @@ def _segmentation(config: Config, encoder: str, probes: list[Probe], painted_pat
     folder = Path(config.results) / "embed" / encoder / "dense"
     present = [slide for slide in wanted if (folder / f"{slide}.npy").exists()] if probes else []
     painted = paint(probes[0], _dense(config, folder, slides, present), classes, device=device) if present else None
-    write_parquet(painted_path, paint_nothing() if painted is None else painted)
+    write_parquet(painted_path, paint_nothing(classes) if painted is None else painted)
     if painted is None:
         raise NotApplicableError(
             "no probe: Table 5 is not applicable"
@@ -197,6 +197,7 @@ def _dense(
     from mad.tiles.sampling import tile_splits
 
     columns = ["tile_id", "parent_id", "i", "j", "status", "magnification", "x", "y", "side", "label"]
+    columns += [f"share_{name}" for name in config.label.classes]
     split_of = slides.set_index("slide_id")["split"]
     for slide in wanted:
         rows = read_parquet(folder / f"{slide}.parquet", ["tile_id"])
@@ -207,11 +208,11 @@ def _dense(
         yield slide, joined, np.load(folder / f"{slide}.npy", mmap_mode="r", allow_pickle=False)
 
 
-def paint_nothing() -> pd.DataFrame:
+def paint_nothing(classes: list[str]) -> pd.DataFrame:
     """The table of Figure 4 without a slide."""
     from mad.evaluation.segmentation import paint
 
-    return paint(None, [], [])  # type: ignore[arg-type]
+    return paint(None, [], classes)  # type: ignore[arg-type]
 
 
 def _no_coordinates() -> pd.DataFrame:

@@ -27,12 +27,13 @@ THUMBNAIL_PX = 1400
 
 
 def run(config: Config) -> None:
-    """Write every table and figure.
+    """Write every table and figure, and the maps' polygons.
 
     Raises:
         MadError: there is no cohort table.
     """
     from mad.reporting.composition import table2
+    from mad.reporting.map_table import map_table
     from mad.reporting.qc import health_table, slide_table, time_table
     from mad.reporting.quality import SHARD_COLUMNS, TILE_COLUMNS, slide_facts
     from mad.reporting.tables import scale_table, table3, table4, table5
@@ -58,6 +59,7 @@ def run(config: Config) -> None:
         table4(encoders, reports),
         table5(encoders, reports),
         scale_table(encoders, reports),
+        map_table(encoders, reports),
         slide_table([
             slide_facts(row, facts.get(name), tiles.get(name), shards.get(name))
             for name, row in zip(names, slides.to_dict("records"), strict=True)
@@ -181,6 +183,8 @@ def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, An
         for encoder, parts in reports.items()
         if parts.get("segmentation", {}).get("status") == "ok" and (folder / encoder / "segmentation.parquet").exists()
     }
+    colours = class_colours(config.label)
+    _write_maps(Path(config.results) / "report" / "maps", painted, colours)
     shown = list(dict.fromkeys(slide for table in painted.values() for slide in table["slide_id"]))
     path_of = dict(zip(slides["slide_id"], slides["path"], strict=True))
     rows = []
@@ -212,9 +216,19 @@ def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, An
                     },
                 }
             )
-    colours = class_colours(config.label)
     target = Path(config.results) / "report" / "figures" / "figure4_segmentation.png"
     figure4(rows, list(reports), colours=colours, path=target)
+
+
+def _write_maps(folder: Path, painted: dict[str, pd.DataFrame], colours: dict[str, str]) -> None:
+    """The predictions as `{encoder}/{slide}_{magnification}x.geojson` for QuPath, in place of those of earlier runs."""
+    from mad.reporting.map_polygons import write_map
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for encoder, table in painted.items():
+        for (slide, magnification), tiles in table.groupby(["slide_id", "magnification"]):
+            write_map(folder / encoder / f"{slide}_{magnification:g}x.geojson", tiles, colours)
 
 
 def _thumbnail(path: str, icc: IccChoice) -> tuple[Any, list[float] | None]:

@@ -4,6 +4,7 @@ TABLES = {
     "table4": "Cross-magnification consistency",
     "table5": "Cross-magnification generalisation",
     "scales": "Is it an offset? The train-scale x test-scale matrix",
+    "maps": "Segmentation maps: tiles, pixels, shapes",
     "slides": "Slides",
     "training": "Health of the trainings",
     "time": "Time budget",
@@ -52,6 +53,7 @@ rule report:
         pictures=results("tile/{slide}.png", slide=SLIDES),
         check=[] if CFG.cohort.sheet else f"{RESULTS}/synthetic/check.json",
     output:
+        directory(f"{RESULTS}/report/maps"),
         results("report/tables/{table}.{format}", table=TABLES, format=["csv", "tex"]),
         [
             report(
