@@ -120,11 +120,22 @@ def embed(
 def evaluate(
     encoder: Annotated[str, typer.Argument(help="An entry of `encoders:`.")],
     config: ConfigFile = DEFAULT,
+    tiles: Annotated[
+        Path | None,
+        typer.Option(help="A CSV of image files (path, mpp, label, patient_id) to evaluate on instead of the cohort."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="With --tiles: the folder to write to.")] = Path("results/tiles"),
 ) -> None:
     """Run the protocols of Tables 3-5 on one encoder's embeddings."""
-    from mad.stages import evaluate as stage
+    settings = load_config(config)
+    if tiles is None:
+        from mad.stages import evaluate as stage
 
-    stage.run(load_config(config), encoder)
+        stage.run(settings, encoder)
+        return
+    from mad.stages import evaluate_tiles
+
+    log(f"tables in {evaluate_tiles.run(settings, encoder, tiles, out)}")
 
 
 @app.command()

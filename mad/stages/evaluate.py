@@ -42,12 +42,12 @@ def run(config: Config, encoder: str) -> None:
         _write_absent(folder, encoder, audit, list(config.label.classes))
         return
     data = load(config, encoder)
-    device = _device(config.evaluate.device)
+    device = choose_device(config.evaluate.device)
     common = _common(config, encoder, data)
     log(f"evaluate {encoder}: {len(data.tiles)} tiles x {data.features.shape[1]}, {len(data.pairs)} parent-child pairs")
 
     def save(protocol: str, compute: Callable[[], dict[str, Any]]) -> None:
-        write_json(folder / f"{protocol}.json", plain(common | {"protocol": protocol} | _attempt(compute)))
+        write_json(folder / f"{protocol}.json", plain(common | {"protocol": protocol} | attempt(compute)))
 
     probes: list[Probe] = []
 
@@ -125,7 +125,8 @@ def load(config: Config, encoder: str) -> Embedded:
     return assemble(slides, per_slide(), classes=list(config.label.classes), background=config.label.background)
 
 
-def _attempt(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def attempt(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a protocol found, with `status` "ok", or "not applicable" and the `reason`."""
     from mad.evaluation.data import NotApplicableError
 
     try:
@@ -227,7 +228,12 @@ def _read(path: Path, stage: str) -> pd.DataFrame:
     return read_parquet(path)
 
 
-def _device(wanted: str) -> str:
+def choose_device(wanted: str) -> str:
+    """The device that `evaluate.device` means here.
+
+    Raises:
+        MadError: it is cuda, and there is none.
+    """
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():

@@ -1,0 +1,75 @@
+"""Tiles from elsewhere through an encoder and the label-based protocols: `mad evaluate ENCODER --tiles TABLE.csv`.
+
+Reads the table and its images, no slide; writes `{out}/{encoder}/`: embeddings.npy with tiles.parquet (its rows), the JSON of every
+protocol, and Tables 3-5 and the scale matrix.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mad.config import Config
+from mad.files import atomic_path, sha256_file, write_json, write_parquet
+from mad.progress import log, track
+
+
+def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
+    """Embed and evaluate the tiles of a table with one encoder; returns the folder of the tables.
+
+    Raises:
+        MadError: the table, an image or the encoder is at fault.
+    """
+    from mad.evaluation.classification import evaluate_classification
+    from mad.evaluation.clustering import evaluate_clustering
+    from mad.evaluation.consistency import evaluate_consistency
+    from mad.evaluation.data import plain
+    from mad.evaluation.tile_table import check_images, embedded_tiles, read_image, read_tile_table
+    from mad.evaluation.transfer import evaluate_transfer
+    from mad.models.embedding import embed_tiles
+    from mad.models.encoders import load_encoder
+    from mad.reporting.tables import scale_table, table3, table4, table5
+    from mad.stages.evaluate import attempt, choose_device
+    from mad.stages.report import write_table
+
+    table = read_tile_table(table_path, fractions=config.cohort.split.model_dump(), seed=config.seed)
+    side = check_images(table, table_path.parent)
+    sized = config.model_copy(update={"tile": config.tile.model_copy(update={"tile_px": side})})
+    model = load_encoder(sized, encoder)
+    what = f"embed {encoder}"
+    images = (read_image(table_path.parent / name) for name in track(table["path"], what, unit="tiles"))
+    features = embed_tiles(model, images, config.encoder(encoder).batch, what)
+    folder = out / encoder
+    with atomic_path(folder / "embeddings.npy") as temporary:
+        np.save(temporary, features)
+    write_parquet(folder / "tiles.parquet", table)
+
+    data = embedded_tiles(table, features, config.label.background)
+    device, settings = choose_device(config.evaluate.device), config.evaluate
+    protocols: dict[str, Any] = {
+        "classification": lambda: evaluate_classification(data, settings, seed=config.seed, device=device),
+        "clustering": lambda: evaluate_clustering(data, settings, seed=config.seed, device=device),
+        "consistency": lambda: evaluate_consistency(data, settings, seed=config.seed),
+        "transfer": lambda: evaluate_transfer(data, settings, seed=config.seed, device=device)[0],
+    }
+    common = {
+        "encoder": encoder, "spec": config.encoder(encoder).spec, "seed": config.seed, "split_by": "patient",
+        "dim": features.shape[1], "dropped": {}, "audit": model.audit, "table_sha256": sha256_file(table_path),
+    }  # fmt: skip
+    reports = {}
+    for name, compute in protocols.items():
+        reports[name] = plain(common | {"protocol": name} | attempt(compute))
+        write_json(folder / f"{name}.json", reports[name])
+        if reports[name]["status"] != "ok":
+            log(f"{name}: {reports[name]['status']}: {reports[name]['reason']}")
+    one = {encoder: reports}
+    for made in (
+        table3([encoder], one, data.classes),
+        table4([encoder], one),
+        table5([encoder], one),
+        scale_table([encoder], one),
+    ):
+        write_table(folder / "tables", made)
+    return folder / "tables"
