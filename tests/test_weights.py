@@ -3,6 +3,7 @@
 import math
 import re
 
+import fakes
 import pytest
 import timm
 import torch
@@ -10,10 +11,11 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch.nn import functional as F
 
-from mad.config.training import BackboneConfig
+from mad.config.training import BackboneConfig, RunConfig
 from mad.files import MadError
 from mad.models import weights
 from mad.models.export import export_encoder
+from mad.models.heads import build_network
 from mad.models.vit import build_backbone
 from mad.models.weights import load_weights, read_tensors
 
@@ -349,3 +351,46 @@ def test_nothing_in_a_file_is_executed(tmp_path):
             read_tensors(tmp_path / name)
     with pytest.raises(MadError, match="no such file"):
         read_tensors(tmp_path / "none.pth")
+
+
+def test_damaged_files_and_pages_in_place_of_weights_are_told_apart(tmp_path):
+    files = {
+        "page.bin": (b"<!DOCTYPE html><html>", "is a web page"),
+        "pointer.bin": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS pointer"),
+        "text.bin": (b"hello world, these are no weights", "no readable weights"),
+        "text.pth": (b"cos\nsystem\n", "no readable weights"),
+    }
+    for name, (data, words) in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(MadError, match=words):
+            read_tensors(tmp_path / name)
+    torch.save([torch.ones(2)], tmp_path / "list.pth")
+    with pytest.raises(MadError, match="holds no dictionary of weights, but list"):
+        read_tensors(tmp_path / "list.pth")
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    torch.save({"cls_token": torch.ones(2), "norm.weight": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.pth")
+    with pytest.raises(MadError, match="norm.weight hold numbers that are not finite"):
+        read_tensors(tmp_path / "nan.pth")
+
+
+def test_a_model_whose_names_look_like_metas_chunks_keeps_them(tmp_path):
+    model = timm.create_model("twins_pcpvt_small", num_classes=0, depths=(1, 1, 1, 1))
+    torch.save(model.state_dict(), tmp_path / "twins.pth")
+    other = timm.create_model("twins_pcpvt_small", num_classes=0, depths=(1, 1, 1, 1))
+    assert load_weights(other, tmp_path / "twins.pth").naming == "timm"
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_a_checkpoint_of_ours_with_all_its_heads_gives_its_teacher(tmp_path):
+    vit = {"model": "vit_tiny_patch16_224", "args": {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}}
+    run = RunConfig(**fakes.tiny_run(backbone=vit, ibot={"weight": 1}, centring="ema"))
+    network = build_network(build_backbone(run.backbone, 32), run)
+    student = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    torch.save({"student": student, "teacher": network.state_dict(), "step": 3}, tmp_path / "step_0000003.pt")
+    model = build_backbone(run.backbone, 32)
+    loaded = load_weights(model, tmp_path / "step_0000003.pt")
+    assert set(loaded.left_out) == {"head", "patch_head", "centre", "patch_centre"}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, network.backbone.state_dict()[name])

@@ -24,7 +24,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -33,7 +32,8 @@ from mad.files import MadError, Pathlike
 
 Tensors = dict[str, Tensor]
 
-HEADS = ("dino_head", "ibot_head", "head", "classifier")  # what a checkpoint may hold beside its backbone
+# What a checkpoint may hold beside its backbone: Meta's heads, classifiers, and what mad.models.heads.Network has.
+HEADS = ("dino_head", "ibot_head", "head", "classifier", "patch_head", "centre", "patch_centre")
 NAMED = 4  # names that an error shows
 META = [
     (r"^register_tokens$", "reg_token"),
@@ -89,7 +89,7 @@ def load_weights(model: nn.Module, path: Pathlike) -> Loaded:
     """
     path = Path(path)
     places = model.state_dict()
-    naming, tensors = to_timm(read_tensors(path))
+    naming, tensors = to_timm(read_tensors(path), places)
     left_out = {name for name in tensors.keys() - places.keys() if name.split(".")[0] in HEADS}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     found, wanted = Shape.of(tensors), Shape.of(places)
@@ -111,20 +111,12 @@ def read_tensors(path: Path) -> Tensors:
     """The tensors in a file, fp32, as they are named there; of a training checkpoint the teacher's.
 
     Raises:
-        MadError: there is no such file, it is damaged, would have to be executed, or holds no tensors.
+        MadError: there is no such file, it is damaged or no file of weights, would have to be executed, or holds no tensors or
+            numbers that are not finite.
     """
     if not path.is_file():
         raise MadError(f"{path}: no such file of weights")
-    safe = path.suffix == ".safetensors"
-    try:
-        content: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise MadError(
-            f"{path}: cannot be read without executing what is in it ({_first_line(error)}); whoever trusts the "
-            "file can save its weights alone, with safetensors.torch.save_file"
-        ) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise MadError(f"{path}: no readable weights ({_first_line(error)}); was the download complete?") from None
+    content = _load(path)
     while isinstance(content, dict):
         inner = next((content[key] for key in ("teacher", "model", "state_dict") if _is_dict(content, key)), None)
         if inner is None:
@@ -133,6 +125,8 @@ def read_tensors(path: Path) -> Tensors:
     if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
         held = ", ".join(map(str, list(content)[:NAMED])) if isinstance(content, dict) else type(content).__name__
         raise MadError(f"{path}: holds no dictionary of weights, but {held or 'nothing'}")
+    if broken := [name for name, value in content.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise MadError(f"{path}: {_some(broken)} hold numbers that are not finite; take an earlier checkpoint")
     tensors = {
         re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in content.items()
@@ -140,6 +134,27 @@ def read_tensors(path: Path) -> Tensors:
     if any(name.startswith("teacher.") for name in tensors):
         tensors = {name[len("teacher.") :]: tensor for name, tensor in tensors.items() if name.startswith("teacher.")}
     return {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+
+
+def _load(path: Path) -> Any:
+    """What a file of weights holds, nothing of it executed."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        raise MadError(f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    if start.startswith(b"<"):
+        raise MadError(f"{path}: is a web page, not weights; a gated file was asked for without a token, perhaps")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler makes of damaged bytes
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+            raise MadError(
+                f"{path}: cannot be read without executing what is in it ({_first_line(error)}); whoever trusts the "
+                "file can save its weights alone, with safetensors.torch.save_file"
+            ) from None
+        raise MadError(f"{path}: no readable weights ({_first_line(error)}); was the download complete?") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -150,8 +165,13 @@ def _is_dict(content: dict[Any, Any], key: str) -> bool:
     return isinstance(content.get(key), dict)
 
 
-def to_timm(tensors: Tensors) -> tuple[str, Tensors]:
-    """The naming that was found (`timm`, `meta`, `huggingface`) and the tensors under timm's names, heads untouched."""
+def to_timm(tensors: Tensors, places: Iterable[str] = ()) -> tuple[str, Tensors]:
+    """The naming that was found (`timm`, `meta`, `huggingface`) and the tensors under timm's names, heads untouched.
+
+    Names that are all among `places`, a model's own, stay as they are: some of timm's look like those of Meta's chunks.
+    """
+    if {name for name in tensors if name.split(".")[0] not in HEADS} <= set(places):
+        return "timm", tensors
     if any(re.search(r"(^|\.)embeddings\.cls_token$", name) for name in tensors):
         return "huggingface", _fuse_attention(_rename(tensors, HUGGING_FACE))
     renamed = _rename(tensors, META)
