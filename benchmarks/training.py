@@ -204,7 +204,8 @@ def reference(
     """The same step as one would first write it, over a timm model and a head."""
     (group,) = batch.groups
     for module in student.modules():
-        vars(module).pop("forward", None)  # depthwise convolutions as timm has them
+        if type(module).__name__.endswith("Fp32"):
+            module.__class__ = type(module).__base__  # depthwise convolutions as timm has them
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3)
     mean, std = (
         torch.tensor(values, device=numerics.device).view(1, 3, 1, 1) for values in (numerics.mean, numerics.std)

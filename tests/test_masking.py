@@ -59,6 +59,18 @@ def test_half_of_a_step_is_masked_with_one_ratio_per_stratum():
     assert whole.masks(2, 2, np.random.default_rng(0)).sum(axis=1).tolist() == [8, 8]
 
 
+def test_a_small_share_of_a_small_step_still_masks_one_view():
+    masking = Masking((4, 4), MaskConfig(weight=1, probability=0.05), batch=2, seed=0)
+    masks = np.concatenate([masking.masks(n, 2, np.random.default_rng(n)) for n in (0, 1)])
+    assert masks.any(axis=1).sum() == 1
+
+
+def test_samples_with_different_numbers_of_views_are_masked_in_the_wanted_share_on_average():
+    masking = Masking((4, 4), MaskConfig(weight=1), batch=8, seed=0)
+    masks = np.concatenate([masking.masks(n, 2 + n % 2, np.random.default_rng(n)) for n in range(800)])
+    assert 0.46 < masks.any(axis=1).mean() < 0.54
+
+
 def test_masks_are_a_function_of_seed_and_sample():
     def draw(n, seed=4):
         masking = Masking((8, 8), MaskConfig(weight=1), batch=8, seed=seed)

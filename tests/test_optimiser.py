@@ -97,6 +97,18 @@ def test_a_mask_token_learns_with_the_patches_and_adds_no_layer():
     assert scales["backbone.norm.weight"] == 0.5
 
 
+def test_averaged_patches_have_the_layers_of_the_class_token():
+    scales = {}
+    for pooling in ("cls", "avg"):
+        run = RunConfig(**fakes.tiny_run(backbone={**TWO_BLOCKS, "pooling": pooling}, layer_decay=0.5))
+        student = network(run)
+        names = {id(p): name for name, p in student.named_parameters()}
+        scales[pooling] = {names[id(p)]: g["lr_scale"] for g in parameter_groups(student, run) for p in g["params"]}
+    assert scales["avg"]["backbone.fc_norm.weight"] == scales["cls"]["backbone.norm.weight"] == 0.5
+    same = scales["cls"].keys() & scales["avg"].keys()
+    assert {name: scales["avg"][name] for name in same} == {name: scales["cls"][name] for name in same}
+
+
 def test_a_convolutional_network_has_layers_too_but_no_patch_embedding():
     backbone = {"model": "test_efficientnet_gn", "pooling": "avg"}
     run = RunConfig(**fakes.tiny_run(backbone=backbone, layer_decay=0.5))

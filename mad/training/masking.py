@@ -2,7 +2,8 @@
 
 Of all global views of a step a fixed share is masked; the masked ones divide the range of ratios into equal strata, one
 each, so that every step holds light and heavy masks. Which view gets which stratum is a function of (seed, step), the rest
-comes from the sample's own generator: masks depend neither on the number of processes nor on where a run was resumed.
+comes from the sample's own generator: masks depend neither on the number of processes nor on where a run was resumed. Where
+samples of one step have different numbers of views (`mix_mode: within`), the share holds on average only.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ class Masking:
     def masks(self, n: int, views: int, rng: np.random.Generator) -> Mask:
         """[views, rows * columns]; `rng` is the sample's own."""
         step, place = divmod(n, self.batch)
-        strata = _strata(self.seed, step, self.batch * views, self.config.probability)[place * views :][:views]
-        masked = round(self.config.probability * self.batch * views)
+        strata = _strata(self.seed, step, self.batch * views)[place * views :][:views]
+        masked = max(1, round(self.config.probability * self.batch * views))
         low, high = self.config.ratio
-        shares = np.where(strata < masked, low + (high - low) * (strata + rng.random(views)) / max(masked, 1), 0.0)
+        shares = np.where(strata < masked, low + (high - low) * (strata + rng.random(views)) / masked, 0.0)
         return block_masks(shares, self.grid, rng)
 
 
 @lru_cache(maxsize=4)
-def _strata(seed: int, step: int, views: int, probability: float) -> npt.NDArray[np.int64]:
-    """A permutation of the views of a step: the first `probability * views` numbers are strata, the others mean no mask."""
+def _strata(seed: int, step: int, views: int) -> npt.NDArray[np.int64]:
+    """A permutation of the views of a step: the lowest numbers are strata, the others mean no mask."""
     return np.random.default_rng([seed, MASK_STREAM, step]).permutation(views)
 
 

@@ -18,19 +18,22 @@ from mad.files import MadError
 from mad.models.heads import Network
 from mad.training.schedule import cosine, ramp, warmup_cosine
 
+FINAL_NORM = "fc_norm"
 MASK_TOKEN = "mask_token"  # timm's matchers do not know it; it enters with the patches
 
 
 def layer_of(backbone: nn.Module) -> dict[str, int]:
     """Depth of each parameter of a backbone, from 0 (patches, tokens, positions), by timm's own grouping.
 
-    Unlike DINOv2's, it counts the final norm to the last block, and register tokens to the patches.
+    Unlike DINOv2's, it counts the final norm to the last block, and register tokens to the patches. The norm that timm gives
+    averaged patch tokens (`fc_norm`) is such a final norm.
     """
     matcher: Any = getattr(backbone, "group_matcher", None)
     layers: dict[str, int] = (
         group_parameters(backbone, matcher(coarse=False), reverse=True) if matcher else auto_group_layers(backbone)
     )
-    return layers
+    last = max((layer for name, layer in layers.items() if not name.startswith(FINAL_NORM)), default=0)
+    return {name: min(layer, last) for name, layer in layers.items()}
 
 
 def lr_scales(student: nn.Module, run: RunConfig) -> dict[str, float]:
