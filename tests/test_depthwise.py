@@ -1,5 +1,7 @@
 """Depthwise convolutions that leave autocast: the same function, its gradient in fp32."""
 
+import copy
+
 import timm
 import torch
 from torch import nn
@@ -50,3 +52,15 @@ def test_the_weights_of_a_timm_model_keep_their_names():
     names = list(model.state_dict())
     depthwise_in_fp32(model)
     assert list(model.state_dict()) == names
+
+
+def test_a_copy_computes_with_its_own_weights():
+    model = network()
+    depthwise_in_fp32(model)
+    other = copy.deepcopy(model)
+    torch.nn.init.zeros_(other[1].weight)
+    images = torch.randn(1, 3, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(model(images), other(images))
+        other(images).sum().backward()
+    assert other[1].weight.grad is not None and model[1].weight.grad is None

@@ -6,7 +6,7 @@ network's arithmetic, so they alone run in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,20 @@ def depthwise_in_fp32(model: nn.Module) -> None:
     """Let the depthwise convolutions of `model` leave autocast on the CPU; on a GPU, and without autocast, nothing changes."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-            module.forward = _in_fp32(module.forward)  # type: ignore[method-assign]
+            # A function in the place of `forward` would be shared by copies of the model.
+            module.__class__ = _outside_autocast(type(module))  # type: ignore[arg-type]
 
 
-def _in_fp32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def run(x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            return forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return forward(x.float())
+@lru_cache
+def _outside_autocast(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """The same layer, whose forward pass runs in fp32."""
 
-    return run
+    class Fp32(kind):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor) -> Tensor:
+            if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+                return super().forward(x)
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+
+    Fp32.__name__ = Fp32.__qualname__ = f"{kind.__name__}Fp32"
+    return Fp32
