@@ -16,6 +16,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/embed.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/evidence.smk"
 
 
 onstart:
@@ -38,4 +39,5 @@ rule all:
         rules.qc.output,
         rules.report.input,
         rules.report.output,
+        rules.evidence.output if CFG.evidence.groups else [],
     localrule: True

@@ -1,11 +1,11 @@
-"""Tiles/s of the indexed loader against the bare decode of the very images that it uses.
+"""Tiles/s of the loaders against the bare decode of the very images that they use.
 
     python benchmarks/loader.py [--results results] [--batch 32] [--steps 10] [--rounds 25]
 
 For a MAD batch (a parent and 4 of its 16 children per sample) and a DINOv2 batch (one of these five tiles): `decode` decodes the
 images from memory with the loader's own decoder, `loader` draws, reads, checks, decodes and collates them without making views,
-`views` makes the augmented views as well. All run in this process with one thread, and alternate; medians over the rounds, of
-the shares too.
+`views` makes the augmented views as well, `stream` does what `loader` does with tars read end to end (`loader: stream`; as many
+other images). All run in this process with one thread, and alternate; medians over the rounds, of the shares too.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from mad.tiles.shards import decode
 from mad.training import views
 from mad.training.data import TrainingSet, batches
 from mad.training.index import load_index
+from mad.training.stream import StreamSet
 from mad.training.views import Views
 
 
@@ -86,16 +87,18 @@ def main() -> None:
     cv2.setNumThreads(1)
     tile_px = load_config(args.results / "config.json").tile.tile_px
     for method in ("mad", "dinov2"):
-        run = RunConfig(
-            name=method, method=method, steps=args.steps, batch=args.batch, warmup=0, mix={"10x-40x": 1}, seed=0
-        )
+        lengths = {"steps": args.steps, "batch": args.batch, "warmup": 0, "freeze_last_layer": 0}
+        run = RunConfig(name=method, method=method, mix={"10x-40x": 1}, seed=0, **lengths)
         index = load_index(args.results / "shard", "train", run.children)
-        data = TrainingSet(index, run, tile_px, round(tile_px * 3 / 7), 0)
+        data, stream = (kind(index, run, tile_px, round(tile_px * 3 / 7), 0) for kind in (TrainingSet, StreamSet))
+        consume(stream)  # fills its buffer
+        stream.begin = lambda step, rank: None
         encoded = images_of(data)
         actions = {
             "decode": lambda encoded=encoded: decode_all(encoded),
             "loader": lambda data=data: consume_plain(data),
             "views": lambda data=data: consume(data),
+            "stream": lambda stream=stream: consume_plain(stream),
         }
         times: dict[str, list[float]] = {name: [] for name in actions}
         for _ in range(args.rounds):

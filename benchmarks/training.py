@@ -1,12 +1,14 @@
 """A training step of `mad` against a plain loop over timm's model, in images per second, and the memory of a step.
 
     python benchmarks/training.py [--rounds 5] [--batch 32]                          the demo's backbone on a CPU
-    python benchmarks/training.py --model vit_giant_patch14_reg4_dinov2 --device cuda --tile-px 224 --batch 8 --beside compiled
+    python benchmarks/training.py --model vit_giant_patch14_reg4_dinov2 --device cuda --tile-px 224 --batch 8 \\
+        --beside sdpa xformers compiled
 
 Both methods of the demo's configuration, each side on the same views in memory (random pixels): reading is left out. The sides
 take turns in one process and the medians over the rounds are compared. The plain loop makes one forward pass per size of
 view, cross-entropies view by view, and moves the teacher parameter by parameter: `plain-fp32` as one first writes it, `plain`
-in the precision that `mad` runs in. Losses and optimiser are the same.
+in the precision that `mad` runs in. Losses and optimiser are the same. `sdpa` and `xformers` are `mad` with that
+`runtime.attention`: they differ under `dinov2`, whose views have two sizes, and need a GPU and a plain vision transformer.
 
 `share` is the step's matrix products and convolutions per second, as torch.utils.flop_counter counts them, over the measured
 rate of a large bf16 matrix product. `memory` is what a step adds, in a process of its own, beside the estimate.
@@ -31,10 +33,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mad.config import load_config
 from mad.config.training import RunConfig
+from mad.models.heads import Network
 from mad.models.precision import choose_dtype
 from mad.models.vit import local_crop_px, mean_std
 from mad.training import loop
-from mad.training.data import Batch, collate
+from mad.training.batch import Batch, collate
 from mad.training.memory import estimate_memory, size
 from mad.training.objective import KOLEO_FLOOR, Numerics, num_views, step_loss
 from mad.training.optimiser import build_optimiser, set_schedules
@@ -42,6 +45,7 @@ from mad.training.parallel import checkpoint_activations, compile_blocks
 from mad.training.views import multicrop_views, pair_views
 
 DEMO = Path(__file__).parents[1] / "config.yaml"
+ATTENTIONS = ("sdpa", "xformers")
 
 
 def main() -> None:
@@ -56,11 +60,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
     parser.add_argument(
-        "--beside", nargs="*", default=["plain", "plain-fp32"], choices=["plain", "plain-fp32", "compiled"],
+        "--beside", nargs="*", default=["plain", "plain-fp32"],
+        choices=["plain", "plain-fp32", "compiled", *ATTENTIONS],
         help="what is timed beside `mad`; every side holds networks and optimiser of its own",
     )  # fmt: skip
     parser.add_argument("--checkpointing", action="store_true")
     arguments = parser.parse_args()
+    if (missing := [name for name in ATTENTIONS if name in arguments.beside]) and not torch.cuda.is_available():
+        parser.error(f"--beside {missing[0]}: compares kernels of a GPU (--device cuda), and there is none")
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     rate = matmul_rate(device)
@@ -85,25 +92,39 @@ def method_run(method: str, arguments: argparse.Namespace) -> RunConfig:
     return RunConfig(**entry)
 
 
-def compare(run: RunConfig, arguments: argparse.Namespace, device: torch.device, rate: float) -> None:
-    """Print the figures of one method."""
-    student, teacher = (network.to(device) for network in loop.build_networks(run, arguments.tile_px, 0))
-    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(run.precision, device))
-    batch = random_batch(run, student.backbone, arguments.tile_px, run.batch)
+def with_attention(run: RunConfig, attention: str) -> RunConfig:
+    """The run with this `runtime.attention`."""
+    return run.model_copy(update={"runtime": run.runtime.model_copy(update={"attention": attention})})
+
+
+def build(run: RunConfig, arguments: argparse.Namespace, device: torch.device) -> tuple[Network, Network]:
+    """Student and teacher as training makes them."""
+    student, teacher = loop.build_networks(run, arguments.tile_px, 0)
     if arguments.checkpointing:
         checkpoint_activations(student.backbone)
+    return student.to(device), teacher.to(device)
+
+
+def compare(run: RunConfig, arguments: argparse.Namespace, device: torch.device, rate: float) -> None:
+    """Print the figures of one method."""
+    student, teacher = build(run, arguments, device)
+    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(run.precision, device))
+    batch = random_batch(run, student.backbone, arguments.tile_px, run.batch)
     sides = {"mad": ours((student, teacher), run, numerics, batch)}
+    kernel, student.kernel = student.kernel, None  # the counter does not know xformers' operators
     with FlopCounterMode(display=False) as counter:
         sides["mad"]()
-    flops = counter.get_total_flops()
+    flops, student.kernel = counter.get_total_flops(), kernel
     for name in arguments.beside:
-        networks = tuple(network.to(device) for network in loop.build_networks(run, arguments.tile_px, 0))
-        if name == "compiled":
-            compile_blocks(*networks)
-            sides[name] = ours(networks, run, numerics, batch)
-        else:
+        if name.startswith("plain"):
+            networks = tuple(network.to(device) for network in loop.build_networks(run, arguments.tile_px, 0))
             dtype = torch.float32 if name == "plain-fp32" else numerics.dtype
             sides[name] = reference(*networks, run, replace(numerics, dtype=dtype), batch)
+            continue
+        networks = build(with_attention(run, name) if name in ATTENTIONS else run, arguments, device)
+        if name == "compiled":
+            compile_blocks(*networks)
+        sides[name] = ours(networks, run, numerics, batch)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(arguments.rounds + 1):
         for name, step in sides.items():
@@ -150,10 +171,8 @@ def take_steps(
     run: RunConfig, arguments: argparse.Namespace, device: torch.device, count: int
 ) -> tuple[nn.Module, nn.Module, Numerics]:
     """Networks after three steps of `count` samples."""
-    student, teacher = (network.to(device) for network in loop.build_networks(run, arguments.tile_px, 0))
+    student, teacher = build(run, arguments, device)
     numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(run.precision, device))
-    if arguments.checkpointing:
-        checkpoint_activations(student.backbone)
     step = ours((student, teacher), run, numerics, random_batch(run, student.backbone, arguments.tile_px, count))
     for _ in range(3):
         step()
@@ -190,8 +209,8 @@ def ours(networks: tuple[nn.Module, nn.Module], run: RunConfig, numerics: Numeri
     def step() -> None:
         set_schedules(state.optimiser, run, 100)
         loop.accumulate(
-            student, state, iter([batch]), 1,
-            lambda network, part: step_loss(network, teacher, part, run, numerics, run.teacher_temp),
+            student, state, iter([batch]), 1, lambda _: [],
+            lambda network, part, targets: step_loss(network, teacher, part, run, numerics, run.teacher_temp, targets),
         )  # fmt: skip
         loop.optimise(student, state, run, [])
 

@@ -16,13 +16,15 @@ from huggingface_hub.errors import (
 from safetensors.torch import save_file
 
 from mad.config import parse_config
-from mad.config.training import RunConfig
+from mad.config.training import MaskConfig, RunConfig
 from mad.files import MadError, read_json, sha256_file
 from mad.models import hub
 from mad.models.hub import Source, card_licence
 from mad.models.initial import find_source, initial_licence
 from mad.models.vit import build_backbone
+from mad.models.weights import Loaded
 from mad.stages import train
+from mad.training import loop
 
 CARD = "---\nlicense: cc-by-nc-4.0\n---\n# theirs\n"
 
@@ -156,3 +158,17 @@ def test_a_run_is_known_by_the_bytes_that_it_starts_from(tmp_path):
     path.unlink()
     with pytest.raises(MadError, match="no such file"):
         train.run(config, "tiny")
+
+
+def test_masked_patches_continue_with_the_mask_token_of_the_weights(tmp_path):
+    run = run_from("random").model_copy(update={"ibot": MaskConfig(weight=1)})
+    student, _ = loop.build_networks(run, 32, 0)
+    token = torch.linspace(-1, 1, student.mask_token.shape[-1])
+
+    def load(backbone):
+        return Loaded("meta", token, None, ())
+
+    student, teacher = loop.build_networks(run, 32, 0, load)
+    assert torch.equal(student.mask_token[0], token) and torch.equal(teacher.mask_token[0], token)
+    plain, _ = loop.build_networks(run_from("random"), 32, 0, load)
+    assert plain.mask_token is None

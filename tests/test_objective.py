@@ -186,6 +186,18 @@ def test_masks_leave_views_alone_and_do_not_depend_on_processes(results):
         assert torch.equal(torch.cat(parts), group.masks)
 
 
+def test_views_that_both_networks_see_are_converted_once(results, monkeypatch):
+    converted, real = [], Numerics.images
+    monkeypatch.setattr(
+        Numerics, "images", lambda self, views: converted.append(tuple(views.shape[:3])) or real(self, views)
+    )
+    for method, shapes in (("dinov2", [(4, 2, 32), (4, 2, 16)]), ("mad", [(4, 2, 32), (4, 4, 32)])):
+        student, teacher, batch, run, numerics = parts(results, method=method, mix={"10x-40x": 1})
+        step_loss(student, teacher, batch, run, numerics, 0.05)
+        assert converted == shapes
+        converted.clear()
+
+
 def test_centres_follow_the_teacher_and_serve_one_step_later(results):
     changes = {"method": "dinov2", "ibot": IBOT, "centring": "ema", "koleo": 0.0}
     student, teacher, batch, run, numerics = parts(results, **changes)

@@ -14,7 +14,7 @@ from mad.training import loop, memory, parallel
 from mad.training.data import TrainingSet, batches
 from mad.training.health import choose_health_set
 from mad.training.index import load_index
-from mad.training.objective import Numerics, step_loss
+from mad.training.objective import Numerics, step_loss, teach
 from mad.training.optimiser import build_optimiser, describe_rates, parameter_groups, set_schedules
 
 ARGS = {"depth": 2, "embed_dim": 24, "patch_size": 8, "reg_tokens": 1, "init_values": 1e-5}
@@ -169,26 +169,45 @@ def gradients(network):
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
-def test_accumulated_gradients_are_the_mean_over_the_passes(results):
-    state, data, _, numerics = parts(results, runtime={"micro_batch": 2}, mix_mode="within")
-    passes = parallel.num_passes(data.run, 1)
-    assert passes == 2
+@pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
+def test_an_accumulated_step_is_the_step_at_once(results, centring):
+    """Targets are balanced over the whole step: without the regulariser two passes and one give one gradient, and one centre."""
+    found = []
+    for micro in (2, 4):
+        state, data, _, numerics = parts(
+            results, runtime={"micro_batch": micro}, mix={"10x-40x": 1}, koleo=0, centring=centring
+        )
+        passes = parallel.num_passes(data.run, 1)
+        assert passes == 4 // micro
 
-    def loss_of(model, batch):
-        return step_loss(model, state.teacher, batch, data.run, numerics, 0.05)
+        def teach_all(step, state=state, data=data, numerics=numerics):
+            return teach(state.student, state.teacher, step, data.run, numerics, 0.05)
 
-    loader = batches(data, start=3, rank=0, world=1, workers=0, passes=passes)
-    seen = loop.accumulate(state.student, state, loader, passes, loss_of)
-    found = gradients(state.student)
-    state.student.zero_grad()
-    first, second = (data.__getitems__(numbers) for numbers in ([12, 13], [14, 15]))
-    mean = (loss_of(state.student, first).total + loss_of(state.student, second).total) / 2
-    mean.backward()
-    torch.testing.assert_close(found, gradients(state.student), rtol=1e-5, atol=1e-7)
-    assert float(seen.losses["total"]) == pytest.approx(mean.item())
-    assert seen.tiles == first.tiles + second.tiles
-    whole = loss_of(state.student, data.__getitems__(list(range(12, 16)))).total
-    assert whole.item() != pytest.approx(mean.item(), rel=1e-4)
+        def loss_of(model, batch, targets, state=state, data=data, numerics=numerics):
+            return step_loss(model, state.teacher, batch, data.run, numerics, 0.05, targets)
+
+        loader = batches(data, start=3, rank=0, world=1, workers=0, passes=passes)
+        seen = loop.accumulate(state.student, state, loader, passes, teach_all, loss_of)
+        centre = dict(state.student.named_buffers()).get("centre", torch.zeros(1))
+        found.append((gradients(state.student), seen.losses["total"], centre, seen.tiles, seen.images))
+    (several, several_loss, *several_rest), (once, once_loss, *once_rest) = found
+    torch.testing.assert_close(several, once, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(several_loss, once_loss)
+    torch.testing.assert_close(several_rest[0], once_rest[0])
+    assert several_rest[1:] == once_rest[1:]
+
+
+def test_the_regulariser_sees_one_pass(results):
+    state, data, _, numerics = parts(results, runtime={"micro_batch": 2}, mix={"10x-40x": 1})
+    two = [data.__getitems__(numbers) for numbers in ([12, 13], [14, 15])]
+    targets = teach(state.student, state.teacher, two, data.run, numerics, 0.05)
+    losses = [
+        step_loss(state.student, state.teacher, batch, data.run, numerics, 0.05, taught)
+        for batch, taught in zip(two, targets, strict=True)
+    ]
+    whole = step_loss(state.student, state.teacher, data.__getitems__(list(range(12, 16))), data.run, numerics, 0.05)
+    assert whole.dino.item() == pytest.approx(sum(loss.dino.item() for loss in losses) / 2)
+    assert whole.spread.item() != pytest.approx(sum(loss.spread.item() for loss in losses) / 2, rel=1e-3)
 
 
 def test_passes_hold_the_same_samples_on_any_number_of_processes(results):
@@ -202,12 +221,14 @@ def test_passes_hold_the_same_samples_on_any_number_of_processes(results):
     assert [tile for part in tiles(2, 2) for tile in part] == [tile for part in tiles(1, 1) for tile in part]
 
 
-def test_passes_must_fit_and_fewer_samples_per_target_are_told():
+def test_passes_must_fit_and_fewer_samples_per_pass_are_told():
     run = RunConfig(**fakes.tiny_run(batch=12, runtime={"micro_batch": 4}))
     assert (parallel.num_passes(run, 1), parallel.num_passes(run, 3)) == (3, 1)
-    assert parallel.balanced_over(run, 1) == 4 and parallel.balanced_over(run, 3) == 12
-    assert "4 samples at a time, not the 12" in parallel.balance_note(run, 1)
-    assert parallel.balance_note(run, 3) is None
+    assert parallel.spread_over(run, 1) == 4 and parallel.spread_over(run, 3) == 12
+    assert "sees 4 samples at a time, not the 12" in parallel.spread_note(run, 1)
+    assert parallel.spread_note(run, 3) is None
+    alone = run.model_copy(update={"koleo": 0.0})
+    assert parallel.spread_over(alone, 1) == 12 and parallel.spread_note(alone, 1) is None
     with pytest.raises(MadError, match=r"micro_batch: 6 samples per process.*take one of 1, 2, 3, 6"):
         parallel.num_passes(run, 2)
 

@@ -1,6 +1,13 @@
 """Sample n is a pure function of (seed, n), whatever the number of processes and loaders; children are the parent's own."""
 
 import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import fakes
 import numpy as np
@@ -11,7 +18,7 @@ import torch
 from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.tiles.shards import decode, encode
-from mad.training.data import VIEW_STREAM, SampleOrder, TrainingSet, batches, mixing_weights
+from mad.training.data import TrainingSet, batches
 from mad.training.index import TileReader, load_index
 
 
@@ -70,7 +77,7 @@ def test_unreadable_children_are_never_drawn_and_poor_pairs_left_out(results, tm
     assert (index.pairs["10x-40x"].children[place] >= 0).sum() == 4
     data = TrainingSet(index, RunConfig(**fakes.tiny_run()), fakes.TILE_PX, 16, 0)
     for seed in range(20):
-        _, drawn = data.draw_tiles("10x-40x", place, np.random.default_rng(seed))
+        _, drawn = data.pairing.draw("10x-40x", place, np.random.default_rng(seed))
         assert sorted(index.rows.loc[drawn, "position"]) == [0, 1, 2, 3]
     assert load_index(tmp_path, "train", 5).counts()["10x-40x"] == 7
 
@@ -134,37 +141,10 @@ def test_another_seed_is_another_order_with_other_views(results):
     np.testing.assert_array_equal(first[7][0].teacher, same[7][0].teacher)
 
 
-@pytest.mark.parametrize("mode", ["alternate", "within"])
-def test_order_keeps_the_weights_and_covers_each_kind_before_repeating(mode):
-    counts, weights = {"a": 30, "b": 7}, {"a": 3.0, "b": 1.0}
-    order = SampleOrder(counts, weights, batch=8, steps=100, mode=mode, seed=1)
-    drawn = [order[n] for n in range(800)]
-    share = sum(kind == "a" for kind, _ in drawn) / 800
-    assert share == pytest.approx(0.75, abs=0.02)
-    for kind, count in counts.items():
-        places = [place for name, place in drawn if name == kind]
-        for epoch in range(len(places) // count):
-            assert sorted(places[epoch * count : (epoch + 1) * count]) == list(range(count))
-    if mode == "alternate":
-        assert all(len({kind for kind, _ in drawn[s * 8 : s * 8 + 8]}) == 1 for s in range(100))
-
-
-def test_mixing_weights():
-    counts = {"10x-40x": 30, "standalone": 10}
-    assert mixing_weights(counts, {}) == {"10x-40x": 30.0, "standalone": 10.0}
-    assert mixing_weights(counts, {"10x-40x": 2}) == {"10x-40x": 2.0}
-    with pytest.raises(MadError, match=r"2\.5x-10x"):
-        mixing_weights(counts, {"2.5x-10x": 1})
-    with pytest.raises(MadError, match="no readable sample"):
-        mixing_weights({}, {})
-
-
 def test_reader_never_makes_up_pixels(results, tmp_path):
     index = load_index(results / "shard", "train", 4)
     with pytest.raises(MadError, match=index.rows["tile_id"][0]):
         TileReader(index, fakes.TILE_PX + 1).read(0)
-    import shutil
-
     shutil.copytree(results / "shard", tmp_path / "shard")
     index = load_index(tmp_path / "shard", "train", 4)
     path, row = tmp_path / "shard" / index.rows["shard"][0], index.rows.loc[0]
@@ -208,14 +188,6 @@ def test_reader_decodes_what_shards_hold_and_names_damage(tmp_path, format):
             reader.read(row)
 
 
-@pytest.mark.parametrize("seed", [0, 5, 2**32 - 1, 2**40 + 1])
-def test_the_quick_seed_is_that_of_the_numbers(results, seed):
-    data = training_set(results, seed=seed)
-    for n in (0, 7, 2**31):
-        quick, plain = (np.random.default_rng(entropy) for entropy in (data._entropy(n), [seed, VIEW_STREAM, n]))
-        assert quick.bit_generator.state == plain.bit_generator.state
-
-
 def test_no_tables_and_uneven_batches_are_errors(results, tmp_path):
     with pytest.raises(MadError, match="mad shard"):
         load_index(tmp_path, "train", 4)
@@ -230,3 +202,39 @@ def test_a_slide_off_the_sheet_trains_nothing(results):
     assert one.digest != everything.digest and len(one.rows) < len(everything.rows)
     with pytest.raises(MadError, match="no shard table of S09"):
         load_index(results / "shard", "train", 4, ["S01", "S09"])
+
+
+FAULT = """
+import sys
+import fakes
+from mad.config.training import RunConfig
+from mad.files import MadError
+from mad.training.data import TrainingSet, batches
+from mad.training.index import load_index
+run = RunConfig(**fakes.tiny_run())
+data = TrainingSet(load_index(sys.argv[1], "train", 4), run, fakes.TILE_PX, 16, 5)
+try:
+    list(batches(data, start=0, rank=0, world=1, workers=2))
+except MadError as error:
+    kept = error if sys.argv[2] == "kept" else None
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("traceback", ["kept", "dropped"])
+def test_a_process_ends_after_a_fault_in_a_loading_process(results, tmp_path, traceback):
+    shutil.copytree(results / "shard", tmp_path / "shard")
+    for tar in (tmp_path / "shard").glob("*/train*.tar"):
+        tar.unlink()
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-c", FAULT, str(tmp_path / "shard"), traceback]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, timeout=60).returncode == 3
+
+
+def test_a_loading_process_outlives_the_signal_of_its_job(results):
+    data = training_set(results, steps=12)
+    loader = batches(data, start=0, rank=0, world=1, workers=1)
+    first = next(loader)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGTERM)
+    assert len([first, *loader]) == 12

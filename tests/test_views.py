@@ -34,6 +34,11 @@ def test_pair_views_hold_every_pixel_of_parent_and_children_once():
 def test_dihedral_reaches_all_eight_and_keeps_neighbours():
     source = image(5, 4)
     seen = {views.dihedral(source, np.random.default_rng(seed)).tobytes() for seed in range(200)}
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        turned = np.rot90(source, -int(rng.integers(4)))
+        turned = turned[:, ::-1] if rng.integers(2) else turned
+        np.testing.assert_array_equal(views.dihedral(source, np.random.default_rng(seed)), turned)
     expected = {
         np.ascontiguousarray(np.rot90(flip, turn)).tobytes() for flip in (source, source[:, ::-1]) for turn in range(4)
     }
@@ -104,15 +109,41 @@ def test_grayscale_blur_and_solarisation():
     np.testing.assert_array_equal(views.photometric(image(), solar, rng, views.LOCAL, 24), image())
 
 
+@pytest.mark.parametrize("side", [48, 112, 224])
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 0.7, 1.0, 1.2, 1.6, 2.0])
+def test_blur_is_opencvs_up_to_rounding(side, sigma):
+    source = views.cv2.GaussianBlur(image(2, side), (0, 0), 1.0)
+    difference = np.abs(views.blur(source, sigma).astype(int) - views.cv2.GaussianBlur(source, (0, 0), sigma))
+    assert difference.max() <= (0 if sigma <= 1 else 2)
+    assert (difference > 0).mean() < 0.1
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_colour_matrix_of_hue_and_grey_equals_the_matrices_multiplied(share):
+    config = PhotometricConfig(jitter=1.3, jitter_share=1, grayscale=share)
+    for seed in range(20):
+        rng, source = np.random.default_rng(seed), image(seed)
+        matrix = views.colour_matrix(source, config, np.random.default_rng(seed))
+        rng.random()
+        b, c, s = rng.uniform(1 - 1.3 * np.array([0.4, 0.4, 0.2]), 1 + 1.3 * np.array([0.4, 0.4, 0.2]))
+        angle = 2 * np.pi * rng.uniform(-0.1, 0.1) * 1.3
+        grey = np.outer(np.ones(3), views.LUMA)
+        turn = [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+        tint = views.YIQ_TO_RGB @ turn @ views.RGB_TO_YIQ @ (s * np.eye(3) + (1 - s) * grey)
+        last = grey if share else np.eye(3)
+        offset = np.full(3, (1 - c) * b * (source.mean(axis=(0, 1)) @ views.LUMA))
+        np.testing.assert_allclose(matrix, np.column_stack([last @ tint * c * b, last @ tint @ offset]), atol=1e-11)
+
+
 def test_blur_scales_with_the_tile_whatever_the_size_of_the_view(monkeypatch):
     sigmas = {}
-    original = views.cv2.GaussianBlur
+    original = views.blur
 
-    def spy(picture, size, sigma):
+    def spy(picture, sigma):
         sigmas.setdefault(picture.shape[0], []).append(sigma)
-        return original(picture, size, sigma)
+        return original(picture, sigma)
 
-    monkeypatch.setattr(views.cv2, "GaussianBlur", spy)
+    monkeypatch.setattr(views, "blur", spy)
     always = NONE.model_copy(update={"blur": (1.0, 1.0, 1.0)})
     rng = np.random.default_rng(0)
     for side, local_px in ((112, 48), (224, 96)):
@@ -133,3 +164,4 @@ def test_normalise_uses_the_models_own_mean_and_std():
     made = views.normalise(torch.from_numpy(source[None]), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     expected = (source / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
     np.testing.assert_allclose(made[0].numpy(), expected.transpose(2, 0, 1), atol=1e-6)
+    assert made.is_contiguous()

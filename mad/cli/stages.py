@@ -152,3 +152,11 @@ def report(config: ConfigFile = DEFAULT) -> None:
     from mad.stages import report as stage
 
     stage.run(load_config(config))
+
+
+@app.command()
+def evidence(config: ConfigFile = DEFAULT) -> None:
+    """Compare the groups of `evidence:` over seeds and test patients: a table and a picture."""
+    from mad.stages import evidence as stage
+
+    stage.run(load_config(config))

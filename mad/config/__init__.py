@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mad.config.base import Section
+from mad.config.base import Section, merge
+from mad.config.evidence import expand_seeds
 from mad.config.model import Config
 from mad.files import MadError, Pathlike
 
@@ -49,19 +50,22 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` merged into `base` as Snakemake merges a --configfile: dictionaries deeply, anything else replaced."""
-    both = {key: merge(base[key], over[key]) for key in over if all(isinstance(v.get(key), dict) for v in (base, over))}
-    return {**base, **over, **both}
-
-
 def parse_config(value: dict[str, Any], source: str = "config") -> Config:
-    """Check a configuration that is already a dictionary (as Snakemake merges it)."""
+    """Check a configuration that is already a dictionary (as Snakemake merges it); `seeds` of runs are written out first."""
+    value, origin = expand_seeds(value)
     try:
         return Config.model_validate(value)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, fault['loc']))}: {_explain(fault)}" for fault in error.errors()]
+        found = [f"  {_place(fault['loc'], origin)}: {_explain(fault)}" for fault in error.errors()]
+        lines = list(dict.fromkeys(found))  # a fault of an entry with `seeds` is found once per seed
         raise MadError(f"{source}: {len(lines)} wrong key(s) or value(s)\n" + "\n".join(lines)) from None
+
+
+def _place(loc: tuple[int | str, ...], origin: dict[str, list[int]]) -> str:
+    """A key as the file writes it: `runs.0.steps`, entries counted as they stand there."""
+    if len(loc) > 1 and isinstance(loc[1], int) and loc[0] in origin:
+        loc = (loc[0], origin[str(loc[0])][loc[1]], *loc[2:])
+    return ".".join(map(str, loc))
 
 
 def _explain(fault: Any) -> str:

@@ -1,4 +1,6 @@
-"""The base of every configuration model: unknown keys are errors, values are frozen, docstrings describe the keys."""
+"""The base of every configuration model (unknown keys are errors, values are frozen, docstrings describe the keys), and merging."""
+
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -7,3 +9,9 @@ class Section(BaseModel):
     """One section of `config.yaml`. The string under each field is its description in the generated schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` merged into `base` as Snakemake merges a --configfile: dictionaries deeply, anything else replaced."""
+    both = {key: merge(base[key], over[key]) for key in over if all(isinstance(v.get(key), dict) for v in (base, over))}
+    return {**base, **over, **both}

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mad.config.base import Section
 from mad.config.evaluation import EvaluationConfig
+from mad.config.evidence import EvidenceConfig
 from mad.config.synthetic import SyntheticConfig
 from mad.config.training import RunConfig
 from mad.files import MadError
@@ -240,6 +241,8 @@ class Config(Section):
     """Encoders to embed with, evaluate and compare, one entry each."""
     evaluate: EvaluationConfig = EvaluationConfig()
     """Protocols."""
+    evidence: EvidenceConfig = EvidenceConfig()
+    """The evidence table: methods with several seeds each."""
 
     @model_validator(mode="after")
     def _caps_name_what_there_is(self) -> Config:
@@ -269,6 +272,10 @@ class Config(Section):
             kind, _, target = encoder.spec.partition(":")
             if kind in ("run", "random") and target not in runs:
                 raise ValueError(f"encoders: {encoder.name!r} asks for run {target!r}; runs has {sorted(runs)}")
+        known = {encoder.name for encoder in self.encoders}
+        for group, members in self.evidence.groups.items():
+            if unknown := sorted(set(members) - known):
+                raise ValueError(f"evidence.groups.{group} names {unknown}; encoders has {sorted(known)}")
         return self
 
     def run(self, name: str) -> RunConfig:

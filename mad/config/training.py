@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mad.config.base import Section
+from mad.config.presets import PresetName, resolve_preset
 from mad.config.weights import weights_file
 
 STANDALONE = "standalone"
@@ -45,7 +46,7 @@ class HeadConfig(Section):
     """Number of prototypes K."""
     standardise: bool = False
     """Initialise the MLP on training tiles so that its activations start with mean 0 and variance 1: for short runs from
-    random weights, whose embeddings are nearly parallel."""
+    random weights, whose embeddings are nearly parallel. A separate head of masked patches stays as it is."""
 
 
 class MaskConfig(Section):
@@ -131,15 +132,29 @@ class RuntimeConfig(Section):
     """Steps between two health checks on the held-out set."""
     health_samples: int = Field(256, ge=8)
     """Parent–child pairs in the held-out set of the health checks."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """What many processes share. `ddp`: each holds all of both networks. `fsdp`: each holds a part of the weights, gradients,
+    moments and of the teacher, for networks that fill a GPU. `auto`: ddp. One process always holds everything."""
     micro_batch: int | None = Field(None, ge=1)
     """Samples per forward pass of a process: its share of `batch` is accumulated over passes, for less memory. Teacher
-    targets and KoLeo then see only the samples of one pass over all processes; not given: the whole share at once."""
+    targets are balanced over the whole step all the same; KoLeo sees only the samples of one pass over all processes. Not
+    given: the whole share at once."""
     activation_checkpointing: bool = False
     """Recompute the activations of each block in the backward pass: less memory for about a third more time."""
     compile: bool = False
     """Compile each block with torch.compile; equal up to rounding."""
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    """How the student's views of several sizes pass through a plain vision transformer. `sdpa`: size by size, with PyTorch's
+    attention. `xformers`: all tokens at once (DINOv2), which needs a CUDA GPU; views of one size pass as under `sdpa`. `auto`:
+    xformers where it works. Equal up to rounding."""
+    shard_url: str | None = None
+    """`loader: stream`: where the tars are instead of `results/shard/`. `{shard}` in it, or its end, becomes a tar's path there:
+    `https://host/bucket`, or a command, `pipe:aws s3 cp s3://bucket/{shard} -`, which the shell runs. The tables stay local, and
+    so do the tars that the health checks (and `head.standardise`) read."""
     log_seconds: float = Field(10.0, ge=0)
     """Seconds between two lines of progress."""
+    tensorboard: bool = False
+    """Write the figures of metrics.jsonl to `train/{run}/tensorboard/` too; needs the package tensorboard."""
 
 
 class RunConfig(Section):
@@ -151,6 +166,9 @@ class RunConfig(Section):
     """`mad`: teacher on the parent, student on its children (MAD paper, Table 1). `mad_global`: the student also sees the two
     views of the parent, masked where `ibot.weight` > 0, each of them against the teacher's other one. `dinov2`: multi-crop on
     the same tiles."""
+    preset: PresetName | None = Field(None, exclude=True)
+    """Numbers of a published training for every key that this entry does not name: DINOv2's `vitl16_short.yaml` or
+    `vitg14.yaml`, with the learning rate of this entry's `batch`. The recipe shows the numbers instead of the name."""
     backbone: BackboneConfig = BackboneConfig()
     """The encoder that is trained."""
     init: str = Field(
@@ -206,7 +224,7 @@ class RunConfig(Section):
     """How the teacher's targets are kept from collapsing: balanced over the batch by Sinkhorn-Knopp (DINOv2), or softmax after
     subtracting a moving average of the scores (DINO)."""
     centre_momentum: float = Field(0.9, ge=0, lt=1)
-    """`ema`: momentum of the moving average, per forward pass."""
+    """`ema`: momentum of the moving average, per step."""
     ibot: MaskConfig = MaskConfig()
     """Masked patches."""
     drop_path: float = Field(0.0, ge=0, lt=1)
@@ -214,8 +232,9 @@ class RunConfig(Section):
     spread: Literal["koleo", "kde"] = "koleo"
     """The regulariser that spreads the student's full-size views, averaged over view positions: KoLeo (DINOv2), or the kernel
     density estimate of Virchow2."""
-    koleo: float = Field(0.1, ge=0)
-    """Weight of the regulariser that `spread` names (DINOv2: KoLeo .1; Virchow2: KDE .05)."""
+    koleo: float = Field(0.2, ge=0)
+    """Weight of the regulariser that `spread` names, of the mean over view positions (DINOv2: KoLeo .1 on each of two global
+    crops, which is .2 here; Virchow2: KDE .05)."""
     kde_kappa: float = Field(5.0, gt=0)
     """`spread: kde`: concentration of the kernel."""
     views: ViewsConfig = ViewsConfig()
@@ -239,10 +258,18 @@ class RunConfig(Section):
     and half at the finest under one parent; it is drawn only where it is named here."""
     mix_mode: Literal["alternate", "within"] = "alternate"
     """`alternate`: every batch is of one kind, the kinds take turns by weight. `within`: every batch holds all kinds."""
+    loader: Literal["indexed", "stream"] = "indexed"
+    """`indexed`: every sample by its place in a tar, in seeded permutations; stopped runs resume exactly. `stream`: tars drawn
+    at random and read from end to end, for object stores and slow disks; a resumed run goes on with other samples."""
+    shuffle_buffer: int = Field(256, ge=1)
+    """`loader: stream`: samples per kind and loading process among which the next one is drawn."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device is good at it (CUDA from Ampere, CPU with avx512_bf16 or AMX), otherwise fp32."""
     seed: int | None = None
     """Seed of weights, order and views; not given: the configuration's `seed`."""
+    seeds: list[int] | None = Field(None, exclude=True)
+    """Several runs in one entry: `[0, 1, 2]` stands for NAME-s0, NAME-s1 and NAME-s2, which differ in `seed` alone. Encoders
+    of this run become one per seed, and `init: run:` of a run with `seeds` means that one's twin of the same seed."""
     runtime: RuntimeConfig = RuntimeConfig()
     """Threads, checkpoints, logging: may change between a run and its resumption."""
 
@@ -250,6 +277,11 @@ class RunConfig(Section):
     def init_file(self) -> Path | None:
         """The file of weights that `init: file:PATH` names; None for another start."""
         return weights_file(self.init.removeprefix("file:")) if self.init.startswith("file:") else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out_preset(cls, value: Any) -> Any:
+        return resolve_preset(value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _is_consistent(self) -> RunConfig:
@@ -267,6 +299,16 @@ class RunConfig(Section):
         if triples and (self.pairs == "interpolated" or self.children % 2):
             raise ValueError(
                 f"mix: {triples[0]!r} needs an even number of children, and pairs other than 'interpolated'"
+            )
+        if self.loader == "stream" and (triples or self.pairs == "shuffled"):
+            what = f"mix: {triples[0]!r}" if triples else "pairs: 'shuffled'"
+            raise ValueError(f"{what} joins tiles of several samples, which a stream lacks; take loader: indexed")
+        if self.runtime.shard_url is not None and self.loader != "stream":
+            raise ValueError("runtime.shard_url: only `loader: stream` reads from there; set it, or remove the key")
+        if self.freeze_last_layer >= self.steps:
+            raise ValueError(
+                f"freeze_last_layer ({self.freeze_last_layer}) must be shorter than steps ({self.steps}), or the prototypes never "
+                "learn; 0 suits short runs"
             )
         if self.freeze_backbone >= self.steps:
             raise ValueError(f"freeze_backbone ({self.freeze_backbone}) must be shorter than steps ({self.steps})")

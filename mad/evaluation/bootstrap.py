@@ -46,10 +46,11 @@ def patient_intervals(
     if reason:
         return {"intervals": None, "reason": reason, "patients": num_patients, "resamples": 0}
     draws = patient_draws(num_patients, resamples, seed).astype(np.float64)
-    intervals = {name: _percentiles(values) for name, values in statistic(draws).items()}
+    intervals = {name: percentiles(values) for name, values in statistic(draws).items()}
     return {"intervals": intervals, "reason": None, "patients": num_patients, "resamples": resamples}
 
 
-def _percentiles(values: Floats) -> list[float] | None:
+def percentiles(values: Floats) -> list[float] | None:
+    """2.5 % and 97.5 % of the finite values; None where there are none."""
     finite = values[np.isfinite(values)]
     return [float(edge) for edge in np.percentile(finite, [2.5, 97.5])] if len(finite) else None

@@ -31,6 +31,8 @@ def evaluate_classification(
 ) -> dict[str, Any]:
     """F1 per class, macro F1 and accuracy on the test tiles, by both of the paper's classifiers and the sound probe.
 
+    Under `by_patient`, as arrays, the sums that `mad.evaluation.by_patient` reads.
+
     Raises:
         NotApplicableError: no labelled training or test tiles.
     """
@@ -61,8 +63,14 @@ def evaluate_classification(
     def score(predicted: NDArray[np.int64]) -> dict[str, Any]:
         return scores([confusion_matrix(truth, run, num_classes) for run in predicted], data.classes)
 
+    names, patient = np.unique(data.patients[test], return_inverse=True)
+    of_patient = [
+        [confusion_matrix(truth[patient == code], run[patient == code], num_classes) for run in knn[1:]]
+        for code in range(len(names))
+    ]
     magnification = data.tiles["magnification"].to_numpy(float)
     return {
+        "by_patient": {"patients": names, "knn": np.array(of_patient)},
         "rules": RULES,
         "classes": data.classes,
         "runs": config.runs,

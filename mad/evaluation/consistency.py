@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import patient_intervals
+from mad.evaluation.by_patient import SPACES, WAYS, Sums, cosine_statistics, ratio
 from mad.evaluation.data import Embedded, NotApplicableError, class_counts, kind_of, plain
+from mad.evaluation.label_free import ranks, retrieval_report, retrieval_sums, slide_rows
 from mad.metrics.cosine import PairSums, pair_sums
 from mad.metrics.pca import fit_pca
-from mad.metrics.retrieval import retrieval_at_1
 
 Floats = NDArray[np.float64]
 
@@ -33,12 +34,14 @@ RULES = {
     "centred": "cosines after one shared mean is subtracted: the midpoint of the parents' and the children's mean embedding",
     "centred_each": "cosines after each magnification's own mean is subtracted",
     "retrieval": "child -> the parents of its slide, parent -> the children of its slide; ties count by expectation",
+    "rankme": "effective rank of the embeddings of the same parents and of the same children, not centred",
+    "slides": "each test slide alone, whatever the classes of its tiles",
     "interval": "patients are resampled; pairs of two patients weigh by both draws, pairs within one by its draw",
 }
 
 
 def evaluate_consistency(data: Embedded, config: EvaluationConfig, *, seed: int) -> dict[str, Any]:
-    """All of Table 4 for one encoder.
+    """All of Table 4 for one encoder; under `by_patient`, as arrays, the sums that `mad.evaluation.by_patient` reads.
 
     Raises:
         NotApplicableError: no pairs of the wanted transition in the test split.
@@ -51,6 +54,7 @@ def evaluate_consistency(data: Embedded, config: EvaluationConfig, *, seed: int)
     codes = data.codes if labelled else np.zeros(len(data.tiles), np.int64)
     slide = np.unique(data.tiles["slide_id"].to_numpy(str), return_inverse=True)[1]
     used = np.unique(slide[parent_rows])
+    slide_names = np.unique(data.tiles["slide_id"].to_numpy(str))[used]
     slide = np.searchsorted(used, slide)  # codes of the slides that have pairs; others are not asked for
     patient_of_slide = _first(slide[parent_rows], data.patients[parent_rows], len(used))
     groups = [slide[rows] * num_classes + codes[rows] for rows in (parent_rows, child_rows)]
@@ -65,7 +69,15 @@ def evaluate_consistency(data: Embedded, config: EvaluationConfig, *, seed: int)
         return Buckets(sums, len(used), num_classes, patient_of_slide)
 
     plain_buckets = measure(None, None)
+    centres = {"centred": (shared, shared), "centred_each": (means[0], means[1])}
+    reports, by_patient = {}, {"patients": np.unique(patient_of_slide)}
+    for space in SPACES:  # one at a time: [slides x classes]^2 numbers each
+        buckets = measure(*centres[space]) if space in centres else plain_buckets
+        reports[space] = buckets.report()
+        by_patient |= {f"{space} {name}": values for name, values in buckets.by_patient().items()}
     patients = plain_buckets.num_patients
+    slides = slide[parent_rows], slide[child_rows]
+    retrieval = retrieval_sums(parents, children, parent_of, *slides, len(used))
     result = {
         "rules": RULES,
         "classes": data.classes if labelled else [],
@@ -82,10 +94,10 @@ def evaluate_consistency(data: Embedded, config: EvaluationConfig, *, seed: int)
             if labelled
             else None,
         },
-        "cosine": plain_buckets.report(),
-        "centred": measure(shared, shared).report(),
-        "centred_each": measure(means[0], means[1]).report(),
-        "retrieval": _retrieval(parents, children, parent_of, slide[parent_rows], slide[child_rows]),
+        **reports,
+        "retrieval": retrieval_report(retrieval),
+        "rankme": ranks(parents, children, seed=seed),
+        "slides": slide_rows(slide_names, plain_buckets.by_slide(), retrieval, parents, children, *slides, seed=seed),
         "bootstrap": patient_intervals(
             plain_buckets.statistics,
             patients,
@@ -94,7 +106,9 @@ def evaluate_consistency(data: Embedded, config: EvaluationConfig, *, seed: int)
             seed=seed,
         ),
     }
-    return plain(result)
+    for way in WAYS:
+        by_patient[f"retrieval {way}"] = np.stack([plain_buckets.pool(part) for part in retrieval[way]])
+    return plain(result) | {"by_patient": by_patient}
 
 
 def test_pairs(data: Embedded, transition: tuple[float, float]) -> tuple[pd.DataFrame, bool]:
@@ -134,27 +148,33 @@ class Buckets:
 
     def statistics(self, weights: Floats) -> dict[str, Floats]:
         """Pair averages under patient weights [r, P] -> [r]."""
-        slides = weights[:, self.patient]  # [r, S]
-        pos = _ratio(
-            slides @ np.einsum("satb->s", self.aligned_sum),
-            slides @ np.einsum("satb->s", self.aligned_count).astype(float),
-        )
-        means = {}
-        for name, mask in (("same", self.same_class), ("diff", ~self.same_class)):
-            total, count = (np.einsum("satb,ab->st", part, mask) for part in (self.other_sum, self.other_count))
-            means[name] = _ratio(self._weighted(slides, total), self._weighted(slides, count.astype(float)))
-        return {
-            "s_pos": pos,
-            "s_neg_same": means["same"],
-            "s_neg_diff": means["diff"],
-            "delta_hier": pos - means["same"],
-            "delta_sem": means["same"] - means["diff"],
-        }
+        sums = {f"cosine {name}": values for name, values in self.by_patient().items()}
+        found = cosine_statistics(sums, weights).items()
+        return {name.split(" ")[1]: values for name, values in found if name.startswith("pair_average ")}
 
-    def _weighted(self, slides: Floats, table: Floats) -> Floats:
-        """Sum of a [S, S] table, pairs of two patients weighed by both, pairs within a patient by that patient once."""
-        across = np.einsum("rs,st,rt->r", slides, np.where(self.within, 0.0, table), slides, optimize=True)
-        return across + slides @ np.where(self.within, table, 0.0).sum(1)
+    def by_patient(self) -> Sums:
+        """Sum of cosines and number of pairs, for `cosine_statistics`: of aligned pairs `pos` [2, P]; of the others by class
+        within slides [2, P], and by the patients of parent and child [2, P, P]."""
+        sums = {"pos": [self.pool(np.einsum("satb->s", part)) for part in (self.aligned_sum, self.aligned_count)]}
+        for name, mask in (("same", self.same_class), ("diff", ~self.same_class)):
+            parts = [np.einsum("satb,ab->st", part, mask) for part in (self.other_sum, self.other_count)]
+            sums[name] = [self.pool(self.pool(part).T).T for part in parts]
+            sums[f"same_slide {name}"] = [self.pool(np.diagonal(part)) for part in parts]
+        return {name: np.stack(parts) for name, parts in sums.items()}
+
+    def by_slide(self) -> dict[str, Floats]:
+        """Sum of cosines and number of pairs within each slide [2, S]: `aligned`, and `other` whatever the classes."""
+        parts = {
+            "aligned": (self.aligned_sum, self.aligned_count),
+            "other": (self.other_sum, self.other_count),
+        }
+        return {name: np.stack([np.einsum("sasb->s", part) for part in pair]) for name, pair in parts.items()}
+
+    def pool(self, per_slide: NDArray) -> Floats:
+        """Sums over the slides of each patient, [S, …] -> [P, …]."""
+        pooled = np.zeros((self.num_patients, *per_slide.shape[1:]))
+        np.add.at(pooled, self.patient, per_slide)
+        return pooled
 
     def _row(self, slides: NDArray[np.bool_]) -> dict[str, float | int | None]:
         """Means over pairs whose slides [S, S] are allowed; positives are always all aligned pairs."""
@@ -169,13 +189,13 @@ class Buckets:
 
     def _class_row(self, slides: NDArray[np.bool_]) -> dict[str, float | int | None]:
         """Means over the parents' classes."""
-        pos = _ratio(np.einsum("satb->a", self.aligned_sum), np.einsum("satb->a", self.aligned_count))
+        pos = ratio(np.einsum("satb->a", self.aligned_sum), np.einsum("satb->a", self.aligned_count))
         means = []
         for mask in (self.same_class, ~self.same_class):
             total, count = (
                 np.einsum("satb,st,ab->a", part, slides, mask) for part in (self.other_sum, self.other_count)
             )
-            means.append(_ratio(total, count))
+            means.append(ratio(total, count))
         return _deltas(*(float(np.nanmean(v)) if np.isfinite(v).any() else None for v in (pos, *means)))
 
     def _sums(self, slides: NDArray[np.bool_], classes: NDArray[np.bool_]) -> tuple[float, float]:
@@ -218,29 +238,6 @@ def projection(data: Embedded, config: EvaluationConfig, *, seed: int) -> tuple[
     return table, {"explained": explained, "tiles": len(parent_rows) + len(child_rows), "parents_drawn": len(drawn)}
 
 
-def _retrieval(
-    parents: NDArray, children: NDArray, parent_of: NDArray, parent_slide: NDArray, child_slide: NDArray
-) -> dict[str, Any]:
-    """Retrieval@1 within slides, both ways, with the chance level of the same tiles; slides of one parent are left out."""
-    results: dict[str, list[Floats]] = {"child_to_parent": [], "parent_to_child": []}
-    own = np.arange(len(parents))
-    for slide in np.unique(parent_slide):
-        mine, theirs = np.flatnonzero(parent_slide == slide), np.flatnonzero(child_slide == slide)
-        if len(mine) < 2:
-            continue
-        results["child_to_parent"].append(
-            np.stack(retrieval_at_1(children[theirs], parents[mine], parent_of[theirs], own[mine]))
-        )
-        results["parent_to_child"].append(
-            np.stack(retrieval_at_1(parents[mine], children[theirs], own[mine], parent_of[theirs]))
-        )
-    report = {}
-    for way, parts in results.items():
-        hits, chance = np.concatenate(parts, axis=1).mean(1) if parts else (None, None)
-        report[way] = {"at_1": hits, "chance": chance, "queries": sum(part.shape[1] for part in parts)}
-    return report
-
-
 def _deltas(pos: float | None, same: float | None, diff: float | None) -> dict[str, float | int | None]:
     return {
         "s_pos": pos,
@@ -253,11 +250,6 @@ def _deltas(pos: float | None, same: float | None, diff: float | None) -> dict[s
 
 def _mean(total: float, count: float) -> float | None:
     return float(total / count) if count else None
-
-
-def _ratio(total: Floats, count: NDArray) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(count > 0, total / count, np.nan)
 
 
 def _first(codes: NDArray, values: NDArray, num: int) -> NDArray:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import patient_intervals
+from mad.evaluation.by_patient import Sums, consistency, iou_statistics
 from mad.evaluation.data import Embedded, NotApplicableError, kind_of, plain, spread
 from mad.evaluation.probe import Probe, choose_sound_probe, paper_probe
 from mad.evaluation.scales import coral, match_moments, scale_matrix
@@ -44,6 +45,8 @@ def evaluate_transfer(
     data: Embedded, config: EvaluationConfig, *, seed: int, device: str | torch.device = "cpu"
 ) -> tuple[dict[str, Any], Probe]:
     """Both halves of Table 5 with every probe; also the paper's probe, which Figure 4 maps with.
+
+    The report holds, under `by_patient` and as arrays, the sums that `mad.evaluation.by_patient` reads.
 
     Raises:
         NotApplicableError: no labelled coarse training tiles or no labelled test pairs.
@@ -75,10 +78,15 @@ def evaluate_transfer(
     probes = {"paper": paper, "sound": sound}
     coarse_guess = {name: probe.predict(tested["coarse"], device=device) for name, probe in probes.items()}
     variants: dict[str, Any] = {}
+    background = -1 if data.background_code is None else data.background_code
+    by_patient: Sums = {"background": np.array(background)}
     for suffix, fine_features in (("", tested["fine"]), *_aligned(data, config.transition, tested["fine"])):
         for name, probe in probes.items():
             guess = {"coarse": coarse_guess[name], "fine": probe.predict(fine_features, device=device)}
-            variants[name + suffix] = score(guess)
+            scores = variants[name + suffix] = score(guess)
+            sums: Sums = scores.pop("by_patient")
+            by_patient |= {"patients": sums["patients"], "children": sums["children"], f"{name} coarse": sums["coarse"]}
+            by_patient |= {f"{name}{suffix} fine": sums["fine"], f"{name}{suffix} agree": sums["agree"]}
     variants["sound"] |= {"strength": strength, "chosen_by": chosen}
     result = {
         "rules": RULES,
@@ -100,14 +108,7 @@ def evaluate_transfer(
         **variants,
         "matrix": scale_matrix(data, config, fitted={float(coarse): sound}, device=device),
     }
-    return plain(result), paper
-
-
-def consistency(coarse_iou: Any, fine_iou: Any) -> Floats:
-    """Consistency in per cent, 100 * mIoU(fine) / mIoU(coarse); NaN where the coarse score is 0 (MAD paper, Table 5)."""
-    coarse_iou, fine_iou = np.asarray(coarse_iou, np.float64), np.asarray(fine_iou, np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(coarse_iou > 0, 100 * fine_iou / coarse_iou, np.nan)
+    return plain(result) | {"by_patient": by_patient}, paper
 
 
 def transfer_scores(
@@ -122,6 +123,9 @@ def transfer_scores(
 ) -> dict[str, Any]:
     """Scores of predictions [r, n] at both magnifications, with and without Background, with patient intervals.
 
+    Under `by_patient`, as arrays: `patients` [P], confusion matrices `coarse` and `fine` [P, r, C, C], and of the `children`
+    [P] those that `agree` with their parent [P, r].
+
     Args:
         predicted: class codes [r, n] per side, "coarse" and "fine".
         truth: class codes [n] per side.
@@ -133,7 +137,7 @@ def transfer_scores(
     """
     names = np.unique(np.concatenate(list(patients.values())))
     num_classes = len(data.classes)
-    by_patient = {}  # [P, r, C, C]
+    by_patient: Sums = {"patients": names}
     for side, runs in predicted.items():
         code = np.searchsorted(names, patients[side])
         by_patient[side] = np.stack(
@@ -143,17 +147,18 @@ def transfer_scores(
             ]
         )
     has_parent = parent_of_fine >= 0
-    agree = [
-        float((fine[has_parent] == coarse[parent_of_fine[has_parent]]).mean()) if has_parent.any() else None
-        for coarse, fine in zip(predicted["coarse"], predicted["fine"], strict=True)
-    ]
-    report: dict[str, Any] = {"agreement": spread([np.nan if share is None else share for share in agree])}
+    agrees = predicted["fine"][:, has_parent] == predicted["coarse"][:, parent_of_fine[has_parent]]  # [r, children]
+    of = np.searchsorted(names, patients["fine"][has_parent])
+    by_patient["children"] = np.bincount(of, minlength=len(names))
+    by_patient["agree"] = np.stack([np.bincount(of[run], minlength=len(names)) for run in agrees], axis=1)
+    share = agrees.mean(1) if has_parent.any() else np.full(len(agrees), np.nan)
+    report: dict[str, Any] = {"agreement": spread(share), "by_patient": by_patient}
     left_out: list[tuple[str, int | None]] = [("with_background", None), ("without_background", data.background_code)]
     for variant, dropped in left_out:
         if variant == "without_background" and dropped is None:
             report[variant] = None
             continue
-        matrices = {side: drop_truth(part, dropped) for side, part in by_patient.items()}
+        matrices = {side: drop_truth(by_patient[side], dropped) for side in predicted}
         report[variant] = _variant(matrices, data.classes, config, seed)
     return report
 
@@ -179,15 +184,8 @@ def _variant(matrices: dict[str, NDArray], classes: list[str], config: Evaluatio
     report["consistency"] = spread(of_runs) | {"mean": plain(float(of_means)), "mean_of_runs": spread(of_runs)["mean"]}
 
     def statistic(weights: Floats) -> dict[str, Floats]:
-        iou = {}
-        for side, part in matrices.items():
-            resampled = np.tensordot(weights, part, axes=1)  # [resamples, r, C, C]
-            iou[side] = macro(macro(class_iou(resampled)))  # classes, then runs
-        return {
-            "coarse_mean_iou": iou["coarse"],
-            "fine_mean_iou": iou["fine"],
-            "consistency": consistency(iou["coarse"], iou["fine"]),
-        }
+        found = iou_statistics(matrices["coarse"], matrices["fine"], weights)
+        return {name.replace(" ", "_"): values for name, values in found.items()}
 
     report["bootstrap"] = patient_intervals(
         statistic,

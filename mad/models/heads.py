@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mad.config.training import RunConfig
-from mad.models.masked import check_maskable, masked_forward
+from mad.models.masked import check_maskable, masked_forward, patch_tokens
+from mad.models.packed import Kernel, allow_packing, choose_kernel, packed_features
 from mad.models.vit import embedding_dim
 
 
@@ -59,7 +60,8 @@ class Network(nn.Module):
     """Backbone and heads; the teacher is the moving average of the student's.
 
     `mask_token` [1, D] and `patch_head` (None: patches share `head`) are there for masked patches. `centre` [K] and
-    `patch_centre` are there under `centring: ema`: the student's are the next step's, the teacher's those in use.
+    `patch_centre` are there under `centring: ema`: the student's are the next step's, the teacher's those in use. With a
+    `kernel` batches of several sizes pass through the backbone as one, whose blocks then take packed tokens.
     """
 
     def __init__(
@@ -70,11 +72,15 @@ class Network(nn.Module):
         *,
         masked: bool = False,
         centred: bool = False,
+        kernel: Kernel | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.patch_head = patch_head
+        self.kernel = kernel
+        if kernel is not None:
+            allow_packing(backbone)
         self.mask_token = nn.Parameter(torch.zeros(1, embedding_dim(backbone))) if masked else None
         if centred:
             self.register_buffer("centre", torch.zeros(len(head.prototypes)))
@@ -95,26 +101,36 @@ class Network(nn.Module):
         image; only these pass through the head. `hide`: the mask token takes their place (the student's pass); otherwise they
         are seen (the teacher's). One call per step, so that DistributedDataParallel sees every use of a parameter.
         """
-        if masks is None:
-            embeddings = [self.backbone(batch) for batch in images]
-            scores = self.head(torch.cat(embeddings)).split([len(part) for part in embeddings])
-            return embeddings, list(scores)
-        first, tokens = masked_forward(self.backbone, images[0], masks, self.mask_token if hide else None)
+        embeddings, tokens = self._embed(images, masks, self.mask_token if hide else None)
+        sizes = [len(part) for part in embeddings]
+        if masks is None or tokens is None:
+            return embeddings, list(self.head(torch.cat(embeddings)).split(sizes))
         rows = masks.flatten().nonzero().squeeze(1)  # on the masks' own device: on the CPU nothing waits for a GPU
         patches = tokens.flatten(0, 1)[rows.to(tokens.device)]
-        embeddings = [first, *(self.backbone(batch) for batch in images[1:])]
-        sizes = [len(part) for part in embeddings]
         if self.patch_head is None:
             scores = self.head(torch.cat([*embeddings, patches])).split([*sizes, len(patches)])
             return embeddings, list(scores)
         return embeddings, [*self.head(torch.cat(embeddings)).split(sizes), self.patch_head(patches)]
+
+    def _embed(
+        self, images: list[Tensor], masks: Tensor | None, token: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Embeddings [B_s, D] of each batch and, with `masks`, the patch tokens [B_0, N, D] of the first."""
+        if self.kernel is not None and len(images) > 1:
+            features = packed_features(self.backbone, images, self.kernel, masks, token)
+            embeddings = [self.backbone.forward_head(part) for part in features]  # type: ignore[operator]
+            return embeddings, None if masks is None else patch_tokens(self.backbone, features[0])
+        if masks is None:
+            return [self.backbone(batch) for batch in images], None
+        first, tokens = masked_forward(self.backbone, images[0], masks, token)
+        return [first, *(self.backbone(batch) for batch in images[1:])], tokens
 
 
 def build_network(backbone: nn.Module, run: RunConfig) -> Network:
     """The network of a run on this backbone, its heads random.
 
     Raises:
-        MadError: the run masks patches and the backbone has none.
+        MadError: the run masks patches and the backbone has none, or it asks for an attention that cannot be had.
     """
     dim, head, ibot = embedding_dim(backbone), run.head, run.ibot
     if ibot.weight:
@@ -123,4 +139,9 @@ def build_network(backbone: nn.Module, run: RunConfig) -> Network:
     if ibot.weight and ibot.head == "separate":
         sizes = ibot.hidden or head.hidden, ibot.bottleneck or head.bottleneck, ibot.prototypes or head.prototypes
         patch_head = DinoHead(dim, *sizes)
-    return Network(backbone, image_head, patch_head, masked=ibot.weight > 0, centred=run.centring == "ema")
+    kernel = choose_kernel(
+        run.runtime.attention, backbone, run.precision, f"runs.{run.name}.runtime.attention ({run.backbone.model})"
+    )
+    return Network(
+        backbone, image_head, patch_head, masked=ibot.weight > 0, centred=run.centring == "ema", kernel=kernel
+    )

@@ -6,6 +6,8 @@ equals `model(images)` to the bit, and nothing of this is left in an exported en
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,24 +48,37 @@ def masked_forward(
     """Embeddings [B, D] and patch tokens [B, N, D] of images [B, 3, H, W] (iBOT, Zhou et al. 2022, §3.1; DINOv2).
 
     Where `masks` [B, N] is true, `token` [1, D] takes the place of the patch's embedding before positions are added, so a
-    hidden patch still tells where it is, and nothing of its pixels reaches any token. Patch tokens are normalised as the
-    embedding is, by the model's last norm, or under average pooling by the norm behind the pooling.
+    hidden patch still tells where it is, and nothing of its pixels reaches any token.
     """
-    handle = None
-    if masks is not None and token is not None:
-
-        def hide(_module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:  # [B, N, D] or [B, H, W, D]
-            hidden = masks.to(patches.device).view(*patches.shape[:-1], 1)
-            return torch.where(hidden, token.to(patches.dtype), patches)
-
-        handle = model.patch_embed.register_forward_hook(hide)  # type: ignore[union-attr, operator]
-    try:
+    with hidden_patches(model, masks, token):
         features = model.forward_features(images)  # type: ignore[operator]
+    return model.forward_head(features), patch_tokens(model, features)  # type: ignore[operator]
+
+
+@contextmanager
+def hidden_patches(model: nn.Module, masks: Tensor | None, token: Tensor | None) -> Iterator[None]:
+    """Within, `model` embeds the patches where `masks` [B, N] is true as `token` [1, D]; without either nothing changes."""
+    if masks is None or token is None:
+        yield
+        return
+
+    def hide(_module: nn.Module, _inputs: Any, patches: Tensor) -> Tensor:  # [B, N, D] or [B, H, W, D]
+        hidden = masks.to(patches.device).view(*patches.shape[:-1], 1)
+        return torch.where(hidden, token.to(patches.dtype), patches)
+
+    handle = model.patch_embed.register_forward_hook(hide)  # type: ignore[union-attr, operator]
+    try:
+        yield
     finally:
-        if handle:
-            handle.remove()
-    embeddings = model.forward_head(features)  # type: ignore[operator]
-    return embeddings, model.fc_norm(features[:, model.num_prefix_tokens :])  # type: ignore[operator, misc]
+        handle.remove()
+
+
+def patch_tokens(model: nn.Module, features: Tensor) -> Tensor:
+    """Patch tokens [B, N, D] of `features` [B, prefix + N, D], normalised as the embedding is.
+
+    That is by the model's last norm, or under average pooling by the norm behind the pooling.
+    """
+    return model.fc_norm(features[:, model.num_prefix_tokens :])  # type: ignore[operator, misc, no-any-return]
 
 
 def drop_paths(model: nn.Module, rate: float, name: str) -> None:
@@ -98,13 +113,17 @@ class BatchSubset(nn.Module):
         self._kept: Tensor | None = None
         self._batch = 0
 
+    def draw(self, count: int, device: torch.device) -> Tensor:
+        """Which of `count` samples go through the branch, in random order."""
+        return torch.randperm(count, device=device)[: max(1, int(count * (1 - self.rate)))]
+
     def choose(self, _module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         """Pre-hook of the branch's first module: x [B, L, D] to the rows that are kept."""
         if not self.training:
             return inputs
         (x,) = inputs
         self._batch = len(x)
-        self._kept = torch.randperm(len(x), device=x.device)[: max(1, int(len(x) * (1 - self.rate)))]
+        self._kept = self.draw(len(x), x.device)
         return (x[self._kept],)
 
     def forward(self, residual: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ def health_table(names: list[str], summaries: dict[str, dict[str, Any]]) -> Tabl
         summaries: run -> content of train/{run}/summary.json, of which any field may lack, and `stale`.
     """
     measured = list(dict.fromkeys(key for name in names for key in (summaries.get(name, {}).get("health") or {})))
+    digits = {"pairs": 0}
     rows, notes = [], []
     for name in names:
         summary = summaries.get(name)
@@ -88,7 +89,7 @@ def health_table(names: list[str], summaries: dict[str, dict[str, Any]]) -> Tabl
         Column(key="loss", header="Loss", digits=3),
         Column(key="ln_k", header="ln K", digits=3),
         Column(key="share", header="Loss / ln K (1: uniform collapse)", digits=3),
-        *(Column(key=f"health {key}", header=key, digits=3) for key in measured),
+        *(Column(key=f"health {key}", header=key.replace("_", " "), digits=digits.get(key, 3)) for key in measured),
     ]
     return Table(
         name="training",

@@ -1,7 +1,8 @@
 """Stage `evaluate`: the papers' protocols on the embeddings of one encoder, one JSON per protocol.
 
 Reads cohort/, tile/, shard/ and embed/{encoder}/; writes evaluate/{encoder}/{classification,clustering,consistency,transfer,
-segmentation}.json, pca.parquet (Figure 3) and segmentation.parquet (Figure 4). Tables and figures are drawn from these alone.
+segmentation}.json, pca.parquet (Figure 3), segmentation.parquet (Figure 4) and patients.npz (sums per test patient, from
+which `mad evidence` resamples). Tables and figures are drawn from these alone.
 A protocol without data says `"status": "not applicable"` and why; a number that does not exist is null.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mad.config import Config
-from mad.files import MadError, digest, read_json, read_parquet, sha256_file, write_json, write_parquet
+from mad.files import MadError, atomic_path, digest, read_json, read_parquet, sha256_file, write_json, write_parquet
 from mad.progress import log
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def run(config: Config, encoder: str) -> None:
     from mad.evaluation.clustering import evaluate_clustering
     from mad.evaluation.consistency import evaluate_consistency, projection
     from mad.evaluation.data import plain
+    from mad.evaluation.label_free import slide_lines
     from mad.evaluation.transfer import evaluate_transfer
 
     results = Path(config.results)
@@ -46,8 +48,13 @@ def run(config: Config, encoder: str) -> None:
     common = _common(config, encoder, data)
     log(f"evaluate {encoder}: {len(data.tiles)} tiles x {data.features.shape[1]}, {len(data.pairs)} parent-child pairs")
 
+    sums: dict[str, Any] = {}
+
     def save(protocol: str, compute: Callable[[], dict[str, Any]]) -> None:
-        write_json(folder / f"{protocol}.json", plain(common | {"protocol": protocol} | attempt(compute)))
+        report = attempt(compute)
+        by_patient = report.pop("by_patient", {})
+        sums.update({f"{protocol}.{name}": values for name, values in by_patient.items()})
+        write_json(folder / f"{protocol}.json", plain(common | {"protocol": protocol} | report))
 
     probes: list[Probe] = []
 
@@ -58,6 +65,9 @@ def run(config: Config, encoder: str) -> None:
 
     def consistency() -> dict[str, Any]:
         report = evaluate_consistency(data, config.evaluate, seed=config.seed)
+        if not report["labelled"]:
+            for line in slide_lines(report["slides"]):
+                log(f"evaluate {encoder}: {line}")
         coordinates, report["pca"] = projection(data, config.evaluate, seed=config.seed)
         write_parquet(folder / "pca.parquet", coordinates)
         return report
@@ -70,6 +80,7 @@ def run(config: Config, encoder: str) -> None:
     save("segmentation", lambda: _segmentation(config, encoder, probes, folder / "segmentation.parquet", device))
     if not (folder / "pca.parquet").exists():
         write_parquet(folder / "pca.parquet", _no_coordinates())
+    _write_sums(folder, sums)
 
 
 def _read_audit(folder: Path) -> dict[str, Any]:
@@ -85,6 +96,14 @@ def _write_absent(folder: Path, encoder: str, audit: dict[str, Any], classes: li
         write_json(folder / f"{protocol}.json", absent | {"status": "absent", "reason": audit["reason"]})
     write_parquet(folder / "pca.parquet", _no_coordinates())
     write_parquet(folder / "segmentation.parquet", paint_nothing(classes))
+    _write_sums(folder, {})
+
+
+def _write_sums(folder: Path, sums: dict[str, Any]) -> None:
+    import numpy as np
+
+    with atomic_path(folder / "patients.npz") as temporary:
+        np.savez_compressed(temporary, **sums)
 
 
 def load(config: Config, encoder: str) -> Embedded:

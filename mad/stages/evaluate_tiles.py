@@ -60,7 +60,9 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
     }  # fmt: skip
     reports = {}
     for name, compute in protocols.items():
-        reports[name] = plain(common | {"protocol": name} | attempt(compute))
+        found = attempt(compute)
+        found.pop("by_patient", None)  # sums that only `mad evidence` reads
+        reports[name] = plain(common | {"protocol": name} | found)
         write_json(folder / f"{name}.json", reports[name])
         if reports[name]["status"] != "ok":
             log(f"{name}: {reports[name]['status']}: {reports[name]['reason']}")

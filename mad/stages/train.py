@@ -1,7 +1,8 @@
 """Stage `train`: one entry of `runs:` from the shards to an encoder.
 
-Reads `shard/*.parquet` and their tars; writes `train/{run}/`: recipe.json, checkpoints/, metrics.jsonl, encoder/, curves.png
-and, last, summary.json. Runs on one process, or on many under `torchrun` with the same samples in the same order.
+Reads `shard/*.parquet` and their tars, and of the tile tables, where they are there, the classes of the health checks' tiles;
+writes `train/{run}/`: recipe.json, checkpoints/, metrics.jsonl, tensorboard/ where it is asked for, encoder/, curves.png and,
+last, summary.json. Runs on one process, or on many under `torchrun` with the same samples in the same order.
 
 A run is known by its recipe, its data and the weights it starts from. The same run resumes; of another one the encoder,
 checkpoints and metrics are moved to `archive/` before the new run starts: trained weights are never overwritten. On SIGTERM
@@ -10,39 +11,45 @@ the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h); 
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
 from mad.config import Config
 from mad.config.recipe import freeze_recipe
 from mad.config.training import RunConfig
-from mad.files import MadError, atomic_path, digest, read_json, sha256_file, write_json, write_json_if_changed
+from mad.files import MadError, digest, read_json, sha256_file, write_json, write_json_if_changed
+from mad.models.encoders import weights_sha256
 from mad.models.export import export_encoder, model_card, read_provenance
+from mad.models.heads import Network
 from mad.models.initial import find_source, initial_licence
 from mad.models.masked import patch_grid
 from mad.models.precision import choose_dtype
-from mad.models.vit import local_crop_px, mean_std
-from mad.models.weights import load_weights
+from mad.models.vit import build_backbone, local_crop_px, mean_std
+from mad.models.weights import Loaded, load_weights
 from mad.progress import log
 from mad.slides.sheet import cohort_rows
-from mad.training import checkpoint, ranks
+from mad.training import checkpoint, ranks, sharding
 from mad.training.curves import draw_curves
 from mad.training.data import TrainingSet
-from mad.training.health import HealthSet, choose_health_set, collapse_warnings, forward
+from mad.training.health import HealthSet, choose_health_set, find_warnings, forward
 from mad.training.index import load_index
 from mad.training.loop import Interrupted, Run, build_networks, train
 from mad.training.objective import Numerics, loss_names
-from mad.training.optimiser import build_optimiser, describe_rates
-from mad.training.parallel import balance_note, balanced_over, num_passes
+from mad.training.optimiser import build_optimiser, describe_rates, lr_scales
+from mad.training.parallel import check_runtime, num_passes, spread_note, spread_over
+from mad.training.records import METRICS, TENSORBOARD, read_metrics, require_tensorboard, trim_metrics
+from mad.training.stream import StreamSet
 
 EXIT_RETRY = 75
-OWNED = ("encoder", "checkpoints", "metrics.jsonl", "curves.png", "summary.json", "identity.json")
+OWNED = ("encoder", "checkpoints", METRICS, TENSORBOARD, "curves.png", "summary.json", "identity.json")
 STANDARDISE_SAMPLES = 64  # pairs
 FINAL_SHARE = 0.1  # of the steps, over which the final loss is averaged
 
@@ -56,6 +63,7 @@ def run(config: Config, name: str) -> None:
     """
     recipe = freeze_recipe(config, name)
     entry, folder = config.run(name), Path(config.results) / "train" / name
+    require_tensorboard(entry)
     torch.set_num_threads(entry.runtime.threads or granted_threads())
     with ranks.process_group() as device:
         try:
@@ -77,6 +85,8 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     index, seed, tile_px = splits["train"], recipe["seed"], recipe["tile_px"]
     source = find_source(entry, Path(config.results))
     start = sha256_file(source.path) if source else None
+    if entry.init == "timm":
+        start = weights_sha256(build_backbone(entry.backbone, tile_px, pretrained=True))
     identity = {"recipe_digest": digest(recipe), "data_digest": index.digest, "init_sha256": start}
     finished = finished_run(folder, identity)
     if finished:
@@ -85,29 +95,43 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
             _summarise(folder, entry, recipe, identity, finished)
         return
 
-    def load(backbone: nn.Module) -> None:
-        if source:
-            loaded = load_weights(backbone, source.path)
-            if ranks.rank() == 0:
-                log(f"{entry.name}: starts from {source.path} ({loaded})")
+    def load(backbone: nn.Module) -> Loaded | None:
+        if source is None:
+            return None
+        loaded = load_weights(backbone, source.path)
+        if ranks.rank() == 0:
+            log(f"{entry.name}: starts from {source.path} ({loaded})")
+        return loaded
 
     student, teacher = build_networks(entry, tile_px, seed, load)
-    num_passes(entry, ranks.world_size())  # fails here where the batch cannot be shared out
+    check_runtime(entry, student.backbone, ranks.world_size())
+    lr_scales(student, entry)  # as the line above: whatever cannot be trained fails before an earlier run is moved away
+    sharded = sharding.is_wanted(entry, student.backbone)
     grid = patch_grid(student.backbone, tile_px) if entry.ibot.weight else None
     local_px = entry.views.local_px or local_crop_px(student.backbone, tile_px)
-    data = TrainingSet(index, entry, tile_px, local_px, seed, grid)
+    samples_of = StreamSet if entry.loader == "stream" else TrainingSet
+    data = samples_of(index, entry, tile_px, local_px, seed, grid)
     health = choose_health_set({"val": splits["val"], "train": index}, tile_px, entry.runtime.health_samples)
+    health = replace(health, labels=tile_labels(Path(config.results) / "tile", health.tiles))
     first = choose_health_set({"train": index}, tile_px, STANDARDISE_SAMPLES) if entry.head.standardise else None
     ranks.barrier()  # every process has what it needs: only now is an earlier run moved away
-    if ranks.rank() == 0:
-        prepare_folder(folder, identity, recipe)
-    ranks.barrier()
+    with ranks.together(device):
+        if ranks.rank() == 0:
+            prepare_folder(folder, identity, recipe)
 
     numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(entry.precision, device))
     precision = str(numerics.dtype).removeprefix("torch.")
-    optimiser, balanced = build_optimiser(student.to(device), entry), balanced_over(entry, ranks.world_size())
-    state = Run(student, teacher.to(device), optimiser, identity, precision, balanced)
-    if saved := checkpoint.load_latest(folder / "checkpoints", identity):
+    student.to(device)
+    teacher.to(device)
+    saved = checkpoint.load_latest(folder / "checkpoints", identity, mapped=sharded)
+    if first and not saved:
+        standardise_head(student, teacher, first, numerics)
+    if sharded:
+        sharding.shard(student, numerics.dtype, device)
+        sharding.shard(teacher, numerics.dtype, device)
+    optimiser, spread = build_optimiser(student, entry), spread_over(entry, ranks.world_size())
+    state = Run(student, teacher, optimiser, identity, precision, spread)
+    if saved:
         if saved["precision"] != precision:
             raise MadError(
                 f"runs.{entry.name}.precision: trained in {saved['precision']} up to step {saved['step']}, this machine would "
@@ -115,30 +139,46 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
                 f"which starts the run anew and moves what there is to {folder / 'archive'}"
             )
         state.restore(saved)
-    elif first:
-        standardise_head(state, first, numerics)
-    records = trim_metrics(folder / "metrics.jsonl", state.step) if ranks.rank() == 0 else []
-    ranks.barrier()
-    if ranks.rank() == 0:
-        _announce(data, state, numerics, len(records))
+        del saved
+    with ranks.together(device):
+        if ranks.rank() == 0:
+            _announce(data, state, numerics, len(trim_metrics(folder / METRICS, state.step)))
     train(state, data, health, numerics, folder)
-    if ranks.rank() == 0:
-        losses, samples, tiles = loss_names(entry, list(data.weights)), index.counts(), index.magnification_counts()
-        losses += [note] if (note := balance_note(entry, ranks.world_size())) else []
-        licence = initial_licence(entry, source, teacher.backbone)
-        card = model_card(
-            entry, recipe, teacher.backbone, f"`{entry.name}`", losses, samples, tiles, f"{entry.steps} steps", licence
-        )
-        provenance = {
-            **identity, "recipe": recipe, "steps": state.step, "seconds": round(state.seconds, 1), "losses": losses,
-            "samples": samples, "tiles": tiles, "health_split": health.source,
-            "health_kind": health.kind, "device": str(device), "precision": precision,
-            "world_size": ranks.world_size(), "threads": torch.get_num_threads(),
-        }  # fmt: skip
-        export_encoder(
-            teacher.backbone, folder / "encoder", image_px=tile_px, card=card, provenance=provenance, licence=licence
-        )
-        _summarise(folder, entry, recipe, identity, read_provenance(folder / "encoder") or {})
+    encoder = teacher.backbone
+    weights = sharding.gather_state(encoder.state_dict()) if sharded else None
+    with ranks.together(device):
+        if ranks.rank() == 0:
+            losses, samples, tiles = loss_names(entry, list(data.weights)), data.counts, index.magnification_counts()
+            losses += [note] if (note := spread_note(entry, ranks.world_size())) else []
+            licence = initial_licence(entry, source, encoder)
+            if weights:
+                encoder = build_backbone(entry.backbone, tile_px)
+                encoder.load_state_dict(weights)
+            card = model_card(
+                entry, recipe, encoder, f"`{entry.name}`", losses, samples, tiles, f"{entry.steps} steps", licence
+            )
+            provenance = {
+                **identity, "recipe": recipe, "steps": state.step, "seconds": round(state.seconds, 1), "losses": losses,
+                "samples": samples, "tiles": tiles, "health_split": health.source,
+                "health_kind": health.kind, "device": str(device), "precision": precision,
+                "world_size": ranks.world_size(), "threads": torch.get_num_threads(),
+            }  # fmt: skip
+            export_encoder(
+                encoder, folder / "encoder", image_px=tile_px, card=card, provenance=provenance, licence=licence
+            )
+            _summarise(folder, entry, recipe, identity, read_provenance(folder / "encoder") or {})
+
+
+def tile_labels(folder: Path, tiles: Sequence[tuple[str, str]]) -> list[str | None]:
+    """The class of each tile (slide, tile id) by the tile tables in `folder`; None without a class, or without a table."""
+    known: dict[str, str] = {}
+    for slide in {slide for slide, _ in tiles}:
+        path = folder / f"{slide}.parquet"
+        if path.exists():
+            wanted = [tile for own, tile in tiles if own == slide]
+            table = pd.read_parquet(path, columns=["tile_id", "label"], filters=[("tile_id", "in", wanted)]).dropna()
+            known |= dict(zip(table["tile_id"], table["label"], strict=True))
+    return [known.get(tile) for _, tile in tiles]
 
 
 def finished_run(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -155,11 +195,11 @@ def _same_run(former: dict[str, Any] | None, identity: dict[str, Any]) -> bool:
     return former is not None and {key: former.get(key) for key in identity} == identity
 
 
-def standardise_head(state: Run, data: HealthSet, numerics: Numerics) -> None:
+def standardise_head(student: Network, teacher: Network, data: HealthSet, numerics: Numerics) -> None:
     """Data-dependent initialisation of the head on unaugmented tiles, the same for every method; the teacher follows."""
-    embeddings, _ = forward(state.teacher, data, numerics)
-    state.student.head.standardise(embeddings.to(numerics.device))
-    state.teacher.load_state_dict(state.student.state_dict())
+    embeddings, _ = forward(teacher, data, numerics)
+    student.head.standardise(embeddings.to(numerics.device))
+    teacher.load_state_dict(student.state_dict())
 
 
 def _announce(data: TrainingSet, state: Run, numerics: Numerics, known: int) -> None:
@@ -172,9 +212,9 @@ def _announce(data: TrainingSet, state: Run, numerics: Numerics, known: int) -> 
         f"{run.name}: method {run.method}, {parameters:.1f} M parameters, {describe_rates(state.optimiser, run)}; "
         f"batch {run.batch} = {world} x {numerics.device} x {passes} passes x {run.batch // world // passes} samples, "
         f"{state.precision}, "
-        f"{torch.get_num_threads()} threads, samples {data.index.counts()}, mix {shares}"
+        f"{torch.get_num_threads()} threads, samples {data.counts}, mix {shares}"
     )
-    if note := balance_note(run, world):
+    if note := spread_note(run, world):
         log(f"{run.name}: WARNING: {note}")
     if state.step:
         log(f"{run.name}: resumes at step {state.step} ({known} steps recorded)")
@@ -205,25 +245,11 @@ def prepare_folder(folder: Path, identity: dict[str, Any], recipe: dict[str, Any
     (folder / "checkpoints").mkdir(exist_ok=True)
 
 
-def trim_metrics(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keep the records of steps before `step`: what a killed run did after its last checkpoint is done again."""
-    records = [record for record in read_metrics(path) if record["step"] < step]
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return records
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line that a kill cut short is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1] if line]
-
-
 def _summarise(
     folder: Path, entry: RunConfig, recipe: dict[str, Any], identity: dict[str, Any], provenance: dict[str, Any]
 ) -> None:
     """curves.png and summary.json from what the run has written."""
-    records = read_metrics(folder / "metrics.jsonl")
+    records = read_metrics(folder / METRICS)
     if not records:
         raise MadError(
             f"{folder / 'metrics.jsonl'}: no records beside a finished encoder; remove {folder / 'encoder'} to retrain"
@@ -233,8 +259,9 @@ def _summarise(
     loss = math.fsum(record["dino"] for record in last) / len(last)
     kinds = sorted({record["kinds"] for record in last})
     by_kind = {kind: [record["dino"] for record in last if record["kinds"] == kind] for kind in kinds}
-    health: dict[str, float] = next((record["health"] for record in reversed(records) if "health" in record), {})
-    warnings = collapse_warnings(loss, entry.head.prototypes, health.get("rankme", 0.0))
+    health: dict[str, float | None] = next((record["health"] for record in reversed(records) if "health" in record), {})
+    named = find_warnings(loss, entry.head.prototypes, health)
+    warnings = [f"{warning}: {text}" for warning, text in named.items()]
     for warning in warnings:
         log(f"{entry.name}: WARNING: {warning}")
     rates = sorted(record["images_per_s"] for record in records)
@@ -247,6 +274,6 @@ def _summarise(
             "name": entry.name, "method": entry.method, "final_loss": loss, "ln_k": math.log(entry.head.prototypes),
             "first_loss": records[0]["dino"], "images_per_s_median": rates[len(rates) // 2], "data_wait_share": round(waited, 3),
             "health": health, "final_loss_by_views": {kind: math.fsum(found) / len(found) for kind, found in by_kind.items()},
-            "collapsed": bool(warnings), "warnings": warnings, "tile_px": recipe["tile_px"],
+            "collapsed": any("collapse" in warning for warning in named), "warnings": warnings, "tile_px": recipe["tile_px"],
         },
     )  # fmt: skip

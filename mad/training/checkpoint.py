@@ -2,6 +2,9 @@
 
 `checkpoints/step_0000100.pt` holds the state *before* step 100, that is after 100 optimiser steps. Random numbers need no
 state: order and views depend on (seed, n) alone, and each step seeds torch by (seed, step, rank).
+
+One file holds everything, whole, however many processes there are and whether they shard the networks or not: any number of
+them resumes it. The first process writes it.
 """
 
 from __future__ import annotations
@@ -63,8 +66,10 @@ def differences(former: Any, present: Any, key: str = "") -> list[str]:
     return [] if former == present else [f"{key}: {' -> '.join(shown)}"]
 
 
-def load_latest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def load_latest(folder: Path, identity: dict[str, Any], *, mapped: bool = False) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, or None where there is none.
+
+    `mapped`: tensors stay in the file until they are used, which processes that need a part of each can share.
 
     Raises:
         MadError: it belongs to another recipe or other data (`identity`), or no file can be read although some are there.
@@ -72,7 +77,7 @@ def load_latest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None
     paths = found(folder)
     for path in reversed(paths):
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
             continue
         if state["identity"] != identity:

@@ -136,6 +136,20 @@ def _digest(rows: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 
+def readable(data: bytes) -> Image | None:
+    """The image [h, w, 3] that `data` encodes, or None where it encodes none."""
+    try:
+        return decode(data)
+    except (RuntimeError, ValueError):  # of imagecodecs, of simplejpeg
+        return None
+
+
+def not_a_tile(where: str, image: Image | None, tile_px: int) -> MadError:
+    """What to raise for an unreadable image or one of another size; `where` names tar and tile."""
+    found = "is no readable image" if image is None else f"has {image.shape[1]} x {image.shape[0]} px"
+    return MadError(f"{where} {found} (tile_px is {tile_px}); cut this slide's shards again with `mad shard`")
+
+
 class TileReader:
     """Decodes tiles by row of an index; keeps the tars open. Safe to use after a fork: reads carry their own position.
 
@@ -169,18 +183,12 @@ class TileReader:
             MadError: the tar is missing, the bytes are not those of its table or no image, or the image's size differs.
         """
         data = os.pread(self._descriptor(str(self._shards[row])), int(self._sizes[row]), int(self._offsets[row]))
-        try:
-            known = self._known[row] or hashlib.sha256(data).hexdigest() == self._digests[row]
-            image = decode(data) if known else None
-            self._known[row] = known
-        except (RuntimeError, ValueError):  # of imagecodecs, of simplejpeg
-            image = None
-        if image is None or image.shape != (self.tile_px, self.tile_px, 3):
-            found = "is no readable image" if image is None else f"has {image.shape[1]} x {image.shape[0]} px"
-            raise MadError(
-                f"{self._folder / str(self._shards[row])}: tile {self.tile_id(row)} at byte {self._offsets[row]} {found} "
-                f"(tile_px is {self.tile_px}); cut this slide's shards again with `mad shard`"
-            )
+        if not self._known[row]:
+            self._known[row] = hashlib.sha256(data).hexdigest() == self._digests[row]
+        image, tile_px = readable(data) if self._known[row] else None, self.tile_px
+        if image is None or image.shape != (tile_px, tile_px, 3):
+            where = f"{self._folder / str(self._shards[row])}: tile {self.tile_id(row)} at byte {self._offsets[row]}"
+            raise not_a_tile(where, image, tile_px)
         return image
 
     def _descriptor(self, shard: str) -> int:

@@ -7,8 +7,6 @@ checkpoint holds student, teacher and optimiser exactly.
 
 from __future__ import annotations
 
-import json
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,20 +16,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mad.config.training import RunConfig
-from mad.files import FULL, MadError, StorageError
+from mad.files import MadError
 from mad.models.depthwise import depthwise_in_fp32
 from mad.models.heads import Network, build_network
 from mad.models.masked import drop_paths
 from mad.models.vit import build_backbone
+from mad.models.weights import Loaded
 from mad.progress import log
-from mad.training import checkpoint, parallel, ranks
-from mad.training.data import Batch, TrainingSet, batches
+from mad.training import checkpoint, parallel, ranks, sharding
+from mad.training.batch import Batch
+from mad.training.data import TrainingSet, batches
 from mad.training.health import HealthSet, check_health
 from mad.training.memory import announce_memory, memory_errors
-from mad.training.objective import Numerics, StepLoss, num_views, step_loss
+from mad.training.objective import Numerics, StepLoss, Targets, num_views, step_loss, teach
 from mad.training.optimiser import BackboneFreeze, set_schedules
+from mad.training.records import Records
 from mad.training.schedule import cosine, linear
 from mad.training.ssl import ema_update
 
@@ -44,8 +46,8 @@ class Interrupted(Exception):  # noqa: N818  a request, not an error
 class Run:
     """The state of a run: what a checkpoint holds.
 
-    `precision` names the type of its forward passes, e.g. "bfloat16"; `balanced_over` is the number of samples over which
-    the teacher's targets are balanced.
+    `precision` names the type of its forward passes, e.g. "bfloat16"; `spread_over` is the number of samples over which the
+    regulariser is computed.
     """
 
     student: Network
@@ -53,50 +55,52 @@ class Run:
     optimiser: torch.optim.Optimizer
     identity: dict[str, Any]
     precision: str
-    balanced_over: int
+    spread_over: int
     step: int = 0
     seconds: float = 0.0
 
     def state(self) -> dict[str, Any]:
-        """Everything a checkpoint saves."""
+        """Everything a checkpoint saves, whole on the first process; every process takes part where networks are sharded."""
         return {
             "identity": self.identity,
-            "student": self.student.state_dict(),
-            "teacher": self.teacher.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "student": sharding.gather_state(self.student.state_dict()),
+            "teacher": sharding.gather_state(self.teacher.state_dict()),
+            "optimiser": sharding.gather_state(self.optimiser.state_dict()),
             "seconds": self.seconds,
             "threads": torch.get_num_threads(),
             "precision": self.precision,
-            "balanced_over": self.balanced_over,
+            "spread_over": self.spread_over,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.student.load_state_dict(sharding.cut_weights(state["student"], self.student))
+        self.teacher.load_state_dict(sharding.cut_weights(state["teacher"], self.teacher))
+        self.optimiser.load_state_dict(sharding.cut_moments(state["optimiser"], self.optimiser))
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         if state["threads"] != torch.get_num_threads():
             log(
                 f"resumed with {torch.get_num_threads()} threads after {state['threads']}: equal up to rounding, not bit-equal"
             )
-        if state["balanced_over"] != self.balanced_over:
+        if state["spread_over"] != self.spread_over:
             log(
-                f"WARNING: targets are balanced over {self.balanced_over} samples from here, over {state['balanced_over']} "
-                "before: another number of passes per step is another objective"
+                f"WARNING: the regulariser sees {self.spread_over} samples at a time from here, {state['spread_over']} before: "
+                "another number of passes per step is another objective"
             )
 
 
 def build_networks(
-    run: RunConfig, tile_px: int, seed: int, load: Callable[[nn.Module], Any] | None = None
+    run: RunConfig, tile_px: int, seed: int, load: Callable[[nn.Module], Loaded | None] | None = None
 ) -> tuple[Network, Network]:
     """Student and teacher, equal at the start. `load` replaces the random weights of the backbone (`init: run:NAME`)."""
     torch.manual_seed(seed)
     backbone = build_backbone(run.backbone, tile_px, pretrained=run.init == "timm")
-    if load is not None:
-        load(backbone)
+    loaded = None if load is None else load(backbone)
     torch.manual_seed(seed + 1)
     student = build_network(backbone, run)
+    if student.mask_token is not None and loaded is not None and loaded.mask_token is not None:
+        with torch.no_grad():
+            student.mask_token.copy_(loaded.mask_token)
     teacher = build_network(build_backbone(run.backbone, tile_px), run)
     teacher.load_state_dict(student.state_dict())
     if run.drop_path:
@@ -128,20 +132,21 @@ def optimise(model: nn.Module, state: Run, run: RunConfig, tiles: list[str]) -> 
     if state.step < run.freeze_last_layer:
         for head in state.student.heads:
             head.prototypes.grad = None
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip)
+    norm = sharding.whole(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    clip_grads_with_norm_(model.parameters(), run.clip, norm)
     grad_norm = check_finite(norm, "the norm of the gradient", state.step, tiles)
     state.optimiser.step()
     pairs = zip(state.teacher.parameters(), state.student.parameters(), strict=True)
     moved = [(mine, theirs) for mine, theirs in pairs if theirs.requires_grad]
     momentum = cosine(state.step, run.steps, run.ema, run.ema_end)
-    ema_update([mine for mine, _ in moved], [theirs for _, theirs in moved], momentum)
+    ema_update([sharding.own(mine) for mine, _ in moved], [sharding.own(theirs) for _, theirs in moved], momentum)
     for mine, theirs in zip(state.teacher.buffers(), state.student.buffers(), strict=True):
         mine.copy_(theirs)
     return grad_norm
 
 
 class Stop:
-    """Set by SIGTERM; processes agree on it between steps."""
+    """Set by SIGTERM, of which processes tell each other between steps."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -149,12 +154,6 @@ class Stop:
 
     def _ask(self, *_: object) -> None:
         self.asked = True
-
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any process was asked to stop."""
-        if ranks.world_size() == 1:
-            return self.asked
-        return bool(ranks.all_max(torch.tensor(float(self.asked), device=device)))
 
     def release(self) -> None:
         """Give the signal back to its former handler."""
@@ -173,20 +172,29 @@ class Passes:
 
 
 def accumulate(
-    model: nn.Module, state: Run, loader: Iterator[Batch], passes: int, loss_of: Callable[[nn.Module, Batch], StepLoss]
+    model: nn.Module,
+    state: Run,
+    loader: Iterator[Batch],
+    passes: int,
+    teach_all: Callable[[list[Batch]], list[Targets]],
+    loss_of: Callable[[nn.Module, Batch, Targets | None], StepLoss],
 ) -> Passes:
-    """Leave the gradient of the mean loss over `passes` forward passes in the student."""
+    """Leave the gradient of the mean loss over `passes` forward passes in the student.
+
+    The teacher sees the whole step before the student sees its first pass: `teach_all` balances its targets over all of it.
+    """
     state.optimiser.zero_grad(set_to_none=True)
-    seen = Passes()
-    for number in range(passes):
-        begin = time.monotonic()
-        batch = next(loader)
-        seen.waited_s += time.monotonic() - begin
+    begin = time.monotonic()
+    with ranks.together(next(model.parameters()).device):
+        step = [next(loader) for _ in range(passes)]
+    seen = Passes(waited_s=time.monotonic() - begin)
+    targets: list[Targets] | list[None] = teach_all(step) if passes > 1 else [None]
+    for number, (batch, taught) in enumerate(zip(step, targets, strict=True)):
         seen.tiles += batch.tiles
         seen.kinds |= {group.kind for group in batch.groups}
         seen.images += num_views(batch)
         with parallel.synchronised(model, last=number == passes - 1):
-            loss = loss_of(model, batch)
+            loss = loss_of(model, batch, taught)
             check_finite(loss.total, "the loss", state.step, batch.tiles)
             (loss.total / passes).backward()
         for part in fields(loss):
@@ -204,16 +212,21 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
     """
     run, chief, world = data.run, ranks.rank() == 0, ranks.world_size()
     passes, checkpoints = parallel.num_passes(run, world), folder / "checkpoints"
+    taking_part = chief or sharding.is_sharded(state.student)  # in what needs whole networks
     freeze = BackboneFreeze(state.student, run.freeze_backbone)
     if run.runtime.activation_checkpointing:
         parallel.checkpoint_activations(state.student.backbone)
 
-    def loss_of(network: nn.Module, batch: Batch) -> StepLoss:
-        return step_loss(network, state.teacher, batch, run, numerics, teacher_temp(run, state.step))
+    def teach_all(step: list[Batch]) -> list[Targets]:
+        return teach(state.student, state.teacher, step, run, numerics, teacher_temp(run, state.step))
 
-    stop, model, metrics = Stop(), None, folder / "metrics.jsonl"
-    started = saved_at = logged_at = time.monotonic()
-    earlier, first, ln_k = state.seconds, state.step, math.log(run.head.prototypes)
+    def loss_of(network: nn.Module, batch: Batch, targets: Targets | None = None) -> StepLoss:
+        return step_loss(network, state.teacher, batch, run, numerics, teacher_temp(run, state.step), targets)
+
+    stop, model = Stop(), None
+    started = saved_at = time.monotonic()
+    earlier, first = state.seconds, state.step
+    records = Records(run, folder, first, numerics.device) if chief else None
     try:
         with memory_errors(run, numerics.device):
             if first < run.steps:
@@ -230,58 +243,40 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
                     model = parallel.replicate(state.student)
                 torch.manual_seed(hash((data.seed, state.step, ranks.rank())) % 2**63)
                 lr, temp = set_schedules(state.optimiser, run, state.step), teacher_temp(run, state.step)
-                seen = accumulate(model, state, loader, passes, loss_of)
+                seen = accumulate(model, state, loader, passes, teach_all, loss_of)
                 grad_norm = optimise(model, state, run, seen.tiles)
-                means = (ranks.all_sum(torch.stack(list(seen.losses.values()))) / world).tolist()
-                losses = dict(zip(seen.losses, means, strict=True))
+                means = ranks.all_sum(torch.stack(list(seen.losses.values()))) / world
                 now = time.monotonic()
-                record: dict[str, Any] = {"step": state.step, "loss": losses.pop("total"), **losses}
-                record |= {"dino_of_ln_k": record["dino"] / ln_k, "lr": lr, "grad_norm": grad_norm}
-                record |= {"kinds": "+".join(sorted(seen.kinds)), "data_wait_s": seen.waited_s}
-                record["images_per_s"] = seen.images * world / (now - begin)
                 state.step += 1
                 state.seconds = earlier + now - started
-                done, stopping = state.step == run.steps, stop.agreed(numerics.device)
-                if chief and (done or state.step % run.runtime.health_every == 0):
-                    record["health"] = check_health(
-                        state.student, state.teacher, health, numerics, run.student_temp, temp
-                    )
-                if chief:
-                    append_line(metrics, json.dumps(record))
-                    if done or stopping or now - logged_at >= run.runtime.log_seconds:
-                        left = (run.steps - state.step) * (now - started) / (state.step - first)
-                        log(
-                            f"{run.name}: step {state.step}/{run.steps} loss {record['loss']:.3f} "
-                            f"({record['dino_of_ln_k']:.3f} of ln K) {record['images_per_s']:.0f} images/s, {left:.0f} s left"
-                        )
-                        logged_at = now
-                    due = state.step % run.runtime.checkpoint_steps == 0
-                    if done or stopping or due or now - saved_at >= 60 * run.runtime.checkpoint_minutes:
-                        checkpoint.save(checkpoints, state.step, state.state())
-                        saved_at = time.monotonic()
+                late = now - saved_at >= 60 * run.runtime.checkpoint_minutes
+                done, (stopping, due) = state.step == run.steps, ranks.any_of([stop.asked, late], numerics.device)
+                due = due or done or stopping or state.step % run.runtime.checkpoint_steps == 0
+                with ranks.together(numerics.device):  # the checkpoint is whole before anyone leaves
+                    figures = None
+                    if taking_part and (done or state.step % run.runtime.health_every == 0):
+                        figures = check_health(state.student, state.teacher, health, numerics, run.student_temp, temp)
+                    saved = state.state() if taking_part and due else {}
+                    if records:
+                        records.add(
+                            seen.losses, means, step=state.step - 1, lr=lr, grad_norm=grad_norm,
+                            kinds="+".join(sorted(seen.kinds)), data_wait_s=seen.waited_s, images=seen.images * world,
+                            seconds=now - begin, health=figures, show=done or stopping,
+                        )  # fmt: skip
+                        if due:
+                            records.flush()
+                            checkpoint.save(checkpoints, state.step, saved)
+                if due:
+                    saved_at = time.monotonic()
                 if stopping and not done:
-                    ranks.barrier()  # the checkpoint is whole before anyone leaves
                     raise Interrupted(
                         f"{run.name}: stopped by SIGTERM at step {state.step}; the next start resumes there"
                     )
     finally:
         stop.release()
+        if records:
+            records.close()
     ranks.barrier()
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file.
-
-    Raises:
-        StorageError: the disk is full.
-    """
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise StorageError(f"{path}: cannot be written ({error.strerror}); make room, then the run resumes") from None
 
 
 def teacher_temp(run: RunConfig, step: int) -> float:

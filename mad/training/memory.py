@@ -1,18 +1,18 @@
 """How much memory a step needs, told before the first one, and what to lower where it was too much.
 
 Weights, gradients, AdamW's two moments and the teacher are counted; activations are measured: the bytes that autograd keeps
-for the backward pass of one and of two samples, read by `torch.autograd.graph.saved_tensors_hooks`. Temporary tensors and
+for the backward pass of one and of two samples, read by `torch.autograd.graph.saved_tensors_hooks`. Of a sharded network a
+process counts its own part, and the two blocks or heads that are whole at a time. Temporary tensors and
 what the allocator does not give back come on top: on a CPU glibc's heap may hold several times as much, unless the
 environment sets MALLOC_MMAP_THRESHOLD_=500000.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,10 @@ from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.progress import log
 from mad.training import ranks
-from mad.training.data import Batch, TrainingSet
+from mad.training.batch import Batch
+from mad.training.data import TrainingSet
+from mad.training.free_memory import free_bytes
+from mad.training.sharding import gathered_bytes, is_sharded, own
 
 TRIAL_STEPS = 64  # enough that every kind has had its turn, unless it hardly counts
 SCARCE = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")  # torch's words
@@ -49,6 +52,11 @@ class MemoryEstimate:
         """All of it."""
         return self.weights + self.gradients + self.moments + self.teacher + self.activations
 
+    @property
+    def to_come(self) -> int:
+        """What the first step adds to the networks."""
+        return self.gradients + self.moments + self.activations
+
     def __str__(self) -> str:
         parts = {"weights": self.weights, "gradients": self.gradients, "AdamW": self.moments, "teacher": self.teacher}
         listed = ", ".join(f"{name} {size(value)}" for name, value in parts.items())
@@ -63,7 +71,7 @@ def size(num_bytes: float) -> str:
 
 def estimate_memory(
     student: nn.Module, teacher: nn.Module, batches: list[list[Batch]], loss: Callable[[Batch], Tensor], samples: int,
-    copies: int = 1,
+    copies: int = 1, passes: int = 1,
 ) -> MemoryEstimate:  # fmt: skip
     """What a step of `samples` samples per pass needs.
 
@@ -72,17 +80,22 @@ def estimate_memory(
         batches: For each sort of views a batch of one sample and one of two; the largest sort counts.
         loss: One forward pass, graph included.
         copies: Of the gradients: 2 under DistributedDataParallel, whose buckets hold them once more.
+        passes: Of a step. The gradients of a sharded network are whole until the last of several.
     """
-    trained = _num_bytes(p for p in student.parameters() if p.requires_grad)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    gradients = copies * _num_bytes(map(own, trained))
+    if is_sharded(student):
+        gradients += _num_bytes(trained) if passes > 1 else gathered_bytes(student)
     measured = [[saved_bytes(student, teacher, partial(loss, batch)) for batch in pair] for pair in batches]
     per_sample, fixed = max((two - one, max(2 * one - two, 0)) for one, two in measured)
     return MemoryEstimate(
-        weights=_num_bytes(student.parameters()), gradients=copies * trained, moments=2 * trained,
-        teacher=_num_bytes(teacher.parameters()), fixed=fixed, per_sample=per_sample, samples=samples,
+        weights=_num_bytes(map(own, student.parameters())) + gathered_bytes(student), gradients=gradients,
+        moments=2 * _num_bytes(map(own, trained)), teacher=_num_bytes(map(own, teacher.parameters())) + gathered_bytes(teacher),
+        fixed=fixed, per_sample=per_sample, samples=samples,
     )  # fmt: skip
 
 
-def _num_bytes(tensors: Iterator[Tensor]) -> int:
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -102,13 +115,17 @@ def saved_bytes(student: nn.Module, teacher: nn.Module, forward: Callable[[], Te
     Running statistics and random numbers are afterwards as before.
     """
     networks = (student, teacher)
-    own = {tensor.untyped_storage().data_ptr() for net in networks for tensor in (*net.parameters(), *net.buffers())}
+    tensors = [own(tensor) for net in networks for tensor in (*net.parameters(), *net.buffers())]
+    held = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     buffers = [(buffer, buffer.clone()) for net in networks for buffer in net.buffers()]
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        weight = (
+            tensor if tensor._base is None else tensor._base
+        )  # of a sharded network, gathered and freed after its block
+        if storage.data_ptr() not in held and not isinstance(weight, nn.Parameter):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -121,34 +138,22 @@ def saved_bytes(student: nn.Module, teacher: nn.Module, forward: Callable[[], Te
     return sum(kept.values())
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free for this process: the GPU's, or the machine's within the limit of its control group."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    found = []
-    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        if "MemAvailable" in fields:
-            found.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()).isdigit():
-        found.append(int(limit) - int((group / "memory.current").read_text()))
-    return min(found, default=None)
-
-
 def announce_memory(
     student: nn.Module, teacher: nn.Module, data: TrainingSet, loss: Callable[[Batch], Tensor], passes: int
 ) -> None:
     """Log what a step of `passes` passes will need beside what is free; every process takes part."""
     run, world, device = data.run, ranks.world_size(), next(student.parameters()).device
-    samples, copies = run.batch // world // passes, 1 if world == 1 else 2
-    estimate = estimate_memory(student, teacher, trial_batches(data), loss, samples, copies)
+    samples, copies = run.batch // world // passes, 1 if world == 1 or is_sharded(student) else 2
+    estimate = estimate_memory(student, teacher, trial_batches(data), loss, samples, copies, passes)
     free = free_bytes(device)
     if ranks.rank() == 0:
-        known = "" if free is None else f"; free on {device}: {size(free)}"
+        known = "" if free is None else f"; free on {device}, the networks being there: {size(free)}"
         log(f"{run.name}: memory of a step, estimated: {estimate}{known}")
-        if free is not None and estimate.total > free:
-            log(f"{run.name}: WARNING: that is more than is free; where it fails, {remedies(run)}")
+        if free is not None and estimate.to_come > free:
+            log(
+                f"{run.name}: WARNING: {size(estimate.to_come)} are still to come, more than is free; where it fails, "
+                f"{remedies(run)}"
+            )
 
 
 @contextmanager
@@ -177,4 +182,5 @@ def remedies(run: RunConfig) -> str:
     micro = run.runtime.micro_batch
     keys = [f"lower runtime.micro_batch (now {micro or 'the whole share of the batch'})"] if micro != 1 else []
     keys += ["set runtime.activation_checkpointing: true"] if not run.runtime.activation_checkpointing else []
+    keys += ["set runtime.parallel: fsdp"] if ranks.world_size() > 1 and run.runtime.parallel != "fsdp" else []
     return ", or ".join([*keys, "take a smaller backbone or fewer head.prototypes"])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mad.config.training import STANDALONE, RunConfig
 from mad.training import ranks
-from mad.training.data import Batch, Group
+from mad.training.batch import Batch, Group
 from mad.training.ssl import (
     by_position,
     centred_softmax,
@@ -142,25 +142,52 @@ def loss_names(run: RunConfig, kinds: list[str]) -> list[str]:
     return names + ([f"{spread}, weight {run.koleo:g}, per view position"] if run.koleo else [])
 
 
-def step_loss(
-    student: nn.Module, teacher: nn.Module, batch: Batch, run: RunConfig, numerics: Numerics, teacher_temp: float
-) -> StepLoss:
-    """The loss of one process's share of a batch; its gradient, averaged over processes, is that of the global batch.
+Targets = list[Tensor]
+"""The teacher's probabilities of a batch: [N, K] of its views and, where patches are masked, [M, K] of those patches."""
+
+
+def teach(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: list[Batch],
+    run: RunConfig,
+    numerics: Numerics,
+    teacher_temp: float,
+) -> list[Targets]:
+    """The targets of the batches that one step accumulates, balanced over all of them: as many passes, the same targets.
 
     Under `centring: ema` the student's buffers move on to the centres that the next step will use.
     """
+    return _balance(student, teacher, [_ask(teacher, batch, numerics)[0] for batch in batches], run, teacher_temp)
+
+
+def step_loss(
+    student: nn.Module,
+    teacher: nn.Module,
+    batch: Batch,
+    run: RunConfig,
+    numerics: Numerics,
+    teacher_temp: float,
+    targets: Targets | None = None,
+) -> StepLoss:
+    """The loss of one process's share of a batch; its gradient, averaged over processes, is that of the global batch.
+
+    Without `targets` this batch is the whole step, and they are those of `teach`.
+    """
     groups, shown = batch.groups, [present(group) for group in batch.groups]
-    large = torch.cat([numerics.images(part.full_size) for part in shown])
+    context: list[Tensor] = []
+    if targets is None:
+        taught, context = _ask(teacher, batch, numerics)
+        (targets,) = _balance(student, teacher, [taught], run, teacher_temp)
+    large = [
+        context[place] if context and part.full_size is group.teacher else numerics.images(part.full_size)
+        for place, (group, part) in enumerate(zip(groups, shown, strict=True))
+    ]
     small = [numerics.images(group.local) for group in groups if group.local.numel()]
-    images = [large, torch.cat(small)] if small else [large]
+    images = [_joined(large), _joined(small)] if small else [_joined(large)]
     masks = _flat([part.masks for part in shown])
     with numerics.autocast():
-        with torch.no_grad():
-            context = torch.cat([numerics.images(group.teacher) for group in groups])
-            _, taught = teacher([context], _flat([group.masks for group in groups]), hide=False)
         embeddings, scores = student(images, masks)
-    targets = [_targets(part, teacher, name, run, teacher_temp) for part, name in zip(taught, CENTRES, strict=False)]
-    _move_centres(student, taught, run)
 
     per_sample, at_target, at_large, at_small = [], 0, 0, 0
     by_kind: dict[str, Tensor] = {}
@@ -186,24 +213,43 @@ def step_loss(
     return StepLoss(total + run.ibot.weight * ibot if masks is not None else total, dino, ibot, spread)
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The rows of `parts` one after the other; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _flat(masks: list[Tensor | None]) -> Tensor | None:
     """The masks [B, V, N] of all groups as one [images, N]; None where nothing is ever masked."""
     known = [mask.flatten(0, 1) for mask in masks if mask is not None]
     return torch.cat(known) if known else None
 
 
-def _targets(scores: Tensor, teacher: nn.Module, centre: str, run: RunConfig, temperature: float) -> Tensor:
-    """The teacher's probabilities [N, K] from its scores."""
-    if run.centring == "ema":
-        return centred_softmax(scores, getattr(teacher, centre), temperature)
-    return sinkhorn_knopp(scores, temperature, distributed=ranks.world_size() > 1)
+@torch.no_grad()
+def _ask(teacher: nn.Module, batch: Batch, numerics: Numerics) -> tuple[list[Tensor], list[Tensor]]:
+    """The teacher's scores of a batch, of images and then of masked patches, and the images of each group that it saw."""
+    context = [numerics.images(group.teacher) for group in batch.groups]
+    with numerics.autocast():
+        _, scores = teacher([_joined(context)], _flat([group.masks for group in batch.groups]), hide=False)
+    return scores, context
 
 
-def _move_centres(student: nn.Module, taught: list[Tensor], run: RunConfig) -> None:
-    if run.centring == "ema":
-        network = student.module if isinstance(student, nn.parallel.DistributedDataParallel) else student
-        for scores, centre in zip(taught, CENTRES, strict=False):
+@torch.no_grad()
+def _balance(
+    student: nn.Module, teacher: nn.Module, taught: list[list[Tensor]], run: RunConfig, temperature: float
+) -> list[Targets]:
+    """Scores of the batches of a step to their targets; moves the student's centres."""
+    network = student.module if isinstance(student, nn.parallel.DistributedDataParallel) else student
+    targets: list[Targets] = [[] for _ in taught]
+    for centre, *parts in zip(CENTRES, *taught, strict=False):
+        scores = _joined(parts)
+        if run.centring == "ema":
+            balanced = centred_softmax(scores, getattr(teacher, centre), temperature)
             update_centre(getattr(network, centre), scores, run.centre_momentum)
+        else:
+            balanced = sinkhorn_knopp(scores, temperature, distributed=ranks.world_size() > 1)
+        for own, part in zip(targets, balanced.split([len(part) for part in parts]), strict=True):
+            own.append(part)
+    return targets
 
 
 def _global_mean(values: Tensor, count: int) -> Tensor:

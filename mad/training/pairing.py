@@ -52,8 +52,8 @@ class Pairing:
         family = self._families[kind]
         under = self._another(kind, place, rng) if self.shuffled else place
         if isinstance(family, Pairs):
-            readable = family.children[under][family.children[under] >= 0]
-            drawn = [int(row) for row in rng.permutation(readable)[: self.children]]
+            children = family.children[under]
+            drawn = rng.permutation(children[children >= 0])[: self.children].tolist()
         else:
             cells = rng.permutation(np.flatnonzero(family.children[under] >= 0))[: self.children // 2]
             drawn = [int(family.children[under, cell]) for cell in cells]

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather  # imported within a group it would hold on to that one for ever
+
+from mad.files import MadError
 
 
 def is_distributed() -> bool:
@@ -68,12 +71,31 @@ def all_max(value: Tensor) -> Tensor:
     return value
 
 
+def any_of(flags: list[bool], device: torch.device) -> list[bool]:
+    """Of each flag, whether any process has it set: the same answer everywhere. `device` is where the group talks."""
+    return flags if not is_distributed() else all_max(torch.tensor(flags, device=device).float()).bool().tolist()
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """What a process does without the others: where one of them fails, all do, or they would wait for it for ever.
+
+    Raises:
+        MadError: another process failed; the one that did raises its own error.
+    """
+    try:
+        yield
+    except Exception:
+        any_of([True], device)
+        raise
+    if any_of([False], device)[0]:
+        raise MadError("another process failed and says why; this one stops with it")
+
+
 def gather(value: Tensor) -> Tensor:
     """Rows [B_r, ...] of all processes, in order of rank; B may differ. Gradients flow back to each owner's rows."""
     if not is_distributed():
         return value
-    from torch.distributed.nn.functional import all_gather
-
     counts = [torch.zeros(1, dtype=torch.int64, device=value.device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([len(value)], device=value.device))
     sizes = [int(count) for count in counts]

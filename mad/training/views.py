@@ -8,6 +8,7 @@ standard multi-crop views.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -22,8 +23,13 @@ from mad.training.stain import Image, jitter_stain
 LUMA = np.array([0.299, 0.587, 0.114])
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
+GREY = np.outer(np.ones(3), LUMA)
+COSINE, SINE = (YIQ_TO_RGB @ part @ RGB_TO_YIQ for part in (np.diag([0, 1, 1]), [[0, 0, 0], [0, 0, -1], [0, 1, 0]]))
+HUE_BASIS = np.stack([GREY, COSINE, SINE]).reshape(3, 9)  # a turn of the hue is GREY + cos COSINE + sin SINE
+JITTER = (0.4, 0.4, 0.2)  # of brightness, contrast and saturation at strength 1
 BLUR_SIGMA = (0.1, 2.0)  # pixels, where tiles have 224 (DINOv2, for global and local views alike); scaled with the tile
-QUARTER_TURNS = (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)
+FEW_WEIGHTS = 7
+ASPECTS = (math.log(3 / 4), math.log(4 / 3))
 FIRST_GLOBAL, OTHER_GLOBAL, LOCAL = 0, 1, 2
 
 
@@ -74,10 +80,15 @@ def multicrop_views(
 
 def dihedral(image: Image, rng: np.random.Generator) -> Image:
     """One of the eight flips and quarter turns of a square, each as likely."""
-    turn, mirror = int(rng.integers(4)), bool(rng.integers(2))
-    if turn:
-        image = cv2.rotate(image, QUARTER_TURNS[turn - 1])  # type: ignore[assignment]
-    return cv2.flip(image, 1) if mirror else image  # type: ignore[return-value]
+    turn, mirror = int(rng.integers(4)), bool(rng.integers(2))  # clockwise, then left to right
+    if turn == 0:
+        return cv2.flip(image, 1) if mirror else image  # type: ignore[return-value]
+    if turn == 2:
+        return cv2.flip(image, 0 if mirror else -1)  # type: ignore[return-value]
+    if mirror and turn == 1:
+        return cv2.transpose(image)  # type: ignore[return-value]
+    turned = cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE if turn == 1 else cv2.ROTATE_90_COUNTERCLOCKWISE)
+    return cv2.flip(turned, 1) if mirror else turned  # type: ignore[return-value]
 
 
 def enlarged_cell(parent: Image, position: int, step: int) -> Image:
@@ -98,8 +109,8 @@ def crop(image: Image, scale: tuple[float, float], side: int, rng: np.random.Gen
     height, width = image.shape[:2]
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
-        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
+        aspect = math.exp(rng.uniform(*ASPECTS))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             break
     else:
@@ -122,43 +133,56 @@ def photometric(image: Image, config: PhotometricConfig, rng: np.random.Generato
     if matrix is not None:
         image = cv2.transform(image, matrix)  # type: ignore[assignment]
     if rng.random() < config.blur[place]:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*BLUR_SIGMA) * tile_px / 224)  # type: ignore[assignment]
+        image = blur(image, rng.uniform(*BLUR_SIGMA) * tile_px / 224)
     if place == OTHER_GLOBAL and rng.random() < config.solarize:
-        image = np.where(image >= 128, 255 - image, image).astype(np.uint8)
+        image = cv2.min(image, cv2.bitwise_not(image))  # type: ignore[assignment]
     return image
 
 
-def colour_matrix(image: Image, config: PhotometricConfig, rng: np.random.Generator) -> npt.NDArray[np.float64] | None:
-    """Brightness, contrast, saturation, hue and grayscale composed into one affine map [3, 4] of RGB, or None.
+def blur(image: Image, sigma: float) -> Image:
+    """Gaussian blur with `sigma` in pixels, cut off at three sigma.
 
-    Each of torchvision's steps is linear in RGB (hue as a rotation in YIQ), so they are multiplied before the image is
-    touched once; values are clipped at the end instead of after each step.
+    `GaussianBlur` rounds its weights to 8 bits and is slow beyond 7 of them, where floats are used: twice as fast at 224 px,
+    at most two levels apart.
     """
-    matrix = np.eye(3)
-    offset = np.zeros(3)
+    size = round(6 * sigma + 1) | 1
+    if size <= FEW_WEIGHTS:
+        return cv2.GaussianBlur(image, (0, 0), sigma)  # type: ignore[return-value]
+    kernel = cv2.getGaussianKernel(size, sigma, cv2.CV_32F)
+    return cv2.sepFilter2D(image, -1, kernel, kernel)  # type: ignore[return-value]
+
+
+def colour_matrix(image: Image, config: PhotometricConfig, rng: np.random.Generator) -> npt.NDArray[np.float64] | None:
+    """Brightness b, contrast c, saturation s, hue and grayscale composed into one affine map [3, 4] of RGB, or None.
+
+    Each of torchvision's steps is linear in RGB (hue as a rotation H in YIQ), so they are multiplied before the image is
+    touched once; values are clipped at the end instead of after each step. With G, which replaces a colour by its luma,
+    and the luma y of the brightened image's mean, H G = G H = G leaves
+
+        x -> c b (s H + (1 - s) G) x + (1 - c) y, or, where the view is grey, x -> c b G x + (1 - c) y
+    """
+    gain, shift, turn = 1.0, 0.0, np.array([1.0, 0.0, 0.0])  # the latter of HUE_BASIS
     jittered = rng.random() < config.jitter_share and config.jitter > 0
     if jittered:
-        spread = config.jitter * np.array([0.4, 0.4, 0.2])
-        brightness, contrast, saturation = rng.uniform(np.maximum(1 - spread, 0), 1 + spread)
-        angle = 2 * np.pi * rng.uniform(-0.1, 0.1) * config.jitter
-        turn = np.array(
-            [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]], dtype=np.float64
+        brightness, contrast, saturation = (
+            1 + config.jitter * spread * (2 * draw - 1) for spread, draw in zip(JITTER, rng.random(3), strict=True)
         )
-        grey = float(np.array(cv2.mean(image)[:3]) @ LUMA) * brightness
-        matrix = contrast * brightness * np.eye(3)
-        offset = np.full(3, (1 - contrast) * grey)
-        saturate = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), LUMA)
-        tint = YIQ_TO_RGB @ turn @ RGB_TO_YIQ @ saturate
-        matrix, offset = tint @ matrix, tint @ offset
+        angle = 2 * math.pi * rng.uniform(-0.1, 0.1) * config.jitter
+        red, green, blue, _ = cv2.mean(image)
+        gain = contrast * brightness
+        shift = (1 - contrast) * brightness * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)
+        turn[1:] = saturation * math.cos(angle), saturation * math.sin(angle)
     if greyed := rng.random() < config.grayscale:
-        to_grey = np.outer(np.ones(3), LUMA)
-        matrix, offset = to_grey @ matrix, to_grey @ offset
-    return np.column_stack([matrix, offset]) if jittered or greyed else None
+        turn[1:] = 0
+    if not jittered and not greyed:
+        return None
+    matrix = np.full((3, 4), shift)
+    matrix[:, :3] = (gain * turn @ HUE_BASIS).reshape(3, 3)
+    return matrix
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 images [..., H, W, 3] to fp32 [..., 3, H, W], normalised as the backbone expects."""
-    shape = (-1, 1, 1)
-    scaled = images.movedim(-1, -3).to(torch.float32) / 255
-    scale = torch.tensor(std, device=images.device).view(shape)
-    return ((scaled - torch.tensor(mean, device=images.device).view(shape)) / scale).contiguous()
+    """uint8 images [..., H, W, 3] to fp32 [..., 3, H, W], normalised as the backbone expects: one copy, changed in place."""
+    mean_, std_ = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in (mean, std))
+    copied = images.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    return copied.div_(255).sub_(mean_).div_(std_)

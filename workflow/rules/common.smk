@@ -40,6 +40,7 @@ PROTOCOLS = ["classification", "clustering", "consistency", "transfer", "segment
 EVALUATIONS = [f"{protocol}.json" for protocol in PROTOCOLS] + [
     "pca.parquet",
     "segmentation.parquet",
+    "patients.npz",
 ]
 
 # What the commands read, by way of the environment, in a file named by its content: a dry run with other settings never

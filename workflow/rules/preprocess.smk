@@ -11,7 +11,9 @@ if CFG.cohort.sheet is None:
         conda:
             "../../envs/mad.yaml"
         params:
-            settings=section("synthetic", exclude={"patients"}),
+            settings=section(
+                "synthetic", exclude={"patients", "val_patients", "test_patients"}
+            ),
         shell:
             "python -m mad synth {wildcards.slide} >> {log} 2>&1"
 

@@ -45,7 +45,9 @@ def sheet_rows(config: SyntheticConfig) -> list[dict[str, str]]:
 
     A slide's id, pixels and target depend on its number alone, so a larger cohort holds the smaller one.
     """
-    train, val, _ = split_sizes(config.patients)
+    _, val, test = split_sizes(config.patients)
+    val = val if config.val_patients is None else config.val_patients
+    train = config.patients - val - (test if config.test_patients is None else config.test_patients)
     rows = []
     for index in range(config.patients):
         slide_id = f"S{index + 1:02d}"

@@ -1,0 +1,95 @@
+"""From a sample's tiles to its views: what method and controls make of a parent with its children, or of a tile alone.
+
+Tiles are whatever a `Reader` reads: rows of an index, or encoded images that came in a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from mad.config.training import STANDALONE, RunConfig
+from mad.training import views
+from mad.training.masking import Masking
+from mad.training.views import Image
+
+Tile = TypeVar("Tile")
+AnyTile = TypeVar("AnyTile", contravariant=True)
+
+
+class Reader(Protocol[AnyTile]):
+    """Reads tiles when they are needed: a method may show one of five."""
+
+    def read(self, tile: AnyTile, /) -> Image:
+        """Its RGB pixels [P, P, 3]."""
+
+    def tile_id(self, tile: AnyTile, /) -> str:
+        """Its id."""
+
+    def position(self, tile: AnyTile, /) -> int:
+        """Its place under its parent, row-major; -1 where it is no child."""
+
+
+@dataclass(frozen=True)
+class ViewMaker:
+    """Makes the views of a run's samples. Standalone tiles always give multi-crop views; masks are drawn last."""
+
+    run: RunConfig
+    local_px: int
+    masking: Masking | None = None
+
+    def show(
+        self, reader: Reader[Tile], kind: str, tiles: Sequence[Tile], n: int, rng: np.random.Generator
+    ) -> list[views.Views]:
+        """Views of sample n, which shows `tiles`: a parent and its children, or a standalone tile.
+
+        One entry, or with `pair_tiles: all` one per tile.
+        """
+        shown = self._views(reader, kind, tiles, rng)
+        if self.masking is None:
+            return shown
+        masks = np.split(self.masking.masks(n, sum(len(view.teacher) for view in shown), rng), len(shown))
+        return [
+            replace(view, masks=np.zeros_like(mask) if view.kind == "pair" else mask)
+            for view, mask in zip(shown, masks, strict=True)
+        ]
+
+    def _views(
+        self, reader: Reader[Tile], kind: str, tiles: Sequence[Tile], rng: np.random.Generator
+    ) -> list[views.Views]:
+        if kind != STANDALONE and self.run.method != "dinov2":
+            return [self._pair(reader, kind, tiles, rng)]
+        if kind != STANDALONE and self.run.pair_tiles == "one":
+            tiles = [_one_of(tiles, rng)]
+        return [self._multicrop(reader, tile, rng) for tile in tiles]
+
+    def _pair(self, reader: Reader[Tile], kind: str, tiles: Sequence[Tile], rng: np.random.Generator) -> views.Views:
+        parent, *children = tiles
+        if self.run.pairs == "same":
+            parent = _one_of(tiles, rng)
+            read, image = [parent], reader.read(parent)
+            images = [image] * len(children)
+        elif self.run.pairs == "interpolated":
+            read, image = [parent], reader.read(parent)
+            coarse, fine = (float(name.removesuffix("x")) for name in kind.split("-"))
+            images = [views.enlarged_cell(image, reader.position(child), round(fine / coarse)) for child in children]
+        else:
+            read, images = [parent, *children], [reader.read(child) for child in children]
+            image = reader.read(parent)
+        ids = tuple(reader.tile_id(tile) for tile in read)
+        shown = views.pair_views(image, images, self.run.photometric, rng, ids)
+        return replace(shown, kind="global_pair") if self.run.method == "mad_global" else shown
+
+    def _multicrop(self, reader: Reader[Tile], tile: Tile, rng: np.random.Generator) -> views.Views:
+        image, tile_id = reader.read(tile), reader.tile_id(tile)
+        return views.multicrop_views(image, self.run.views, self.local_px, self.run.photometric, rng, tile_id)
+
+
+def _one_of(tiles: Sequence[Tile], rng: np.random.Generator) -> Tile:
+    """The parent as often as it is among the views of a pair: 2 of 2 + children."""
+    parent, *children = tiles
+    of_parent = rng.random() < 2 / (2 + len(children))
+    return parent if of_parent else children[int(rng.integers(len(children)))]
