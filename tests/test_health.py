@@ -181,7 +181,7 @@ def test_the_summary_counts_the_samples_that_are_drawn(tmp_path):
     """Under `shuffled` a slide's only parent has nobody to take children from."""
     for slide, split, pairs in (("S01", "train", 8), ("S02", "train", 1), ("S03", "val", 8)):
         fakes.write_slide(tmp_path / "shard", slide, split, pairs, standalone=2)
-    entry = fakes.tiny_run(steps=2, warmup=1, pairs="shuffled", mix={"10x-40x": 1})
+    entry = fakes.tiny_run(steps=2, warmup=1, freeze_last_layer=0, pairs="shuffled", mix={"10x-40x": 1})
     train.run(fakes.tiny_config(tmp_path, entry), "tiny")
     assert read_json(tmp_path / "train" / "tiny" / "summary.json")["samples"] == {"10x-40x": 8}
     assert "8 10x-40x samples" in (tmp_path / "train" / "tiny" / "encoder" / "README.md").read_text()
