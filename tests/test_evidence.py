@@ -119,7 +119,7 @@ def test_shipped_configurations(name: str, methods: int, encoders: int) -> None:
     assert len(config.encoders) == encoders and {run.seed for run in config.runs} == {0, 1, 2}
     assert {run.steps for run in config.runs} == {500} and config.synthetic.decoupled == (name == "evidence-null")
     splits = [row.split for row in cohort_rows(config)]
-    assert [splits.count(side) for side in ("train", "val", "test")] == [12, 3, 9]
+    assert [splits.count(side) for side in ("train", "val", "test")] == [16, 2, 6]
     starts = {run.name: run.init for run in config.runs if run.init != "random"}
     assert name == "evidence-null" or starts["mad-continued-s2"] == starts["dinov2-continued-s2"] == "run:dinov2-s2"
 
@@ -476,3 +476,9 @@ def test_encoders_that_saw_other_tiles_are_told(folder: Path) -> None:
     reports["colour"]["sources"]["data_digest"] = "other"
     assert "NOT evaluated on the same tiles" in stage._notes(reports)[0]
     assert evidence.slide_means({"m": [{}]}) == {}
+
+
+def test_an_absent_encoder_is_a_note_and_not_the_end() -> None:
+    there = {"status": "ok", "split_by": "patient", "sources": {"data_digest": "d"}}
+    notes = stage._notes({"mad": there, "gated": {"status": "absent", "reason": "its licence was not accepted"}})
+    assert notes == ["gated is absent: its licence was not accepted."]

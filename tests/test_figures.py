@@ -35,7 +35,7 @@ def test_every_tile_is_painted_at_its_place() -> None:
     for y, row in enumerate(labels):
         for x, label in enumerate(row):
             assert image[y, x].tolist() == ([*to_rgb(COLOURS[label]), 1] if label else [0, 0, 0, 0])
-    assert extent == [100, 100 + 3 * 448, 100 + 2 * 448, 100]
+    assert extent == [100, round(100 + 2 * 448.3) + 448, round(100 + 448.3) + 448, 100]
 
 
 def test_tiles_that_are_missing_stay_transparent() -> None:

@@ -13,7 +13,7 @@ from skimage.measure import label as components
 
 from mad.files import read_json
 from mad.metrics.confusion import class_iou
-from mad.metrics.maps import boundary_f, fragments, pixel_confusion
+from mad.metrics.maps import boundary_f, cell_numbers, fragments, pixel_confusion
 from mad.reporting.map_polygons import write_map
 
 RASTERS = arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(-1, 2))
@@ -92,12 +92,23 @@ def test_the_polygons_of_a_map_are_its_tiles(tmp_path):
     assert ring.intersection(islands).area == 0 and ring.bounds == (100, 10, 250, 160)
 
 
+@given(st.floats(100, 2000), st.integers(1, 400), st.data())
+def test_cells_are_counted_right_however_tiles_are_rounded(step, count, data):
+    cells = data.draw(st.lists(st.integers(0, count), min_size=1, max_size=30))
+    starts = np.round(37.4 + np.array(cells) * step)
+    assert cell_numbers(starts, round(step)).tolist() == (np.array(cells) - min(cells)).tolist()
+
+
 def test_tiles_at_rounded_pixels_leave_no_gaps(tmp_path):
-    step = 447.3
-    starts = np.round(np.arange(9) * step)
-    x, y = (grid.ravel() for grid in np.meshgrid(starts, starts))
-    write_map(tmp_path / "map.geojson", pd.DataFrame({"x": x, "y": y, "side": 447, "predicted": "a"}), {"a": "#ff0000"})
+    """On a large slide off the pixel grid, where the error of a rounded side would add up to half a tile and more."""
+    step, count = 221.52, 400
+    starts = np.round(np.arange(count) * step)
+    tiles = pd.DataFrame({"x": np.tile(starts, 3), "y": np.repeat(starts[:3], count), "side": 222, "predicted": "a"})
+    write_map(tmp_path / "map.geojson", tiles, {"a": "#ff0000"}, origin=(1000, 500))
     (feature,) = read_json(tmp_path / "map.geojson")["features"]
-    square = shape(feature["geometry"])
-    assert square.geom_type == "Polygon" and not square.interiors and len(square.exterior.coords) == 5
-    assert square.area == pytest.approx((9 * step) ** 2, rel=1e-3)
+    band = shape(feature["geometry"])
+    assert band.geom_type == "Polygon" and not band.interiors and len(band.exterior.coords) == 5
+    assert band.bounds == (-1000, -500, starts[-1] + 222 - 1000, starts[2] + 222 - 500)
+    raster = np.full((3, count), -1)
+    raster[cell_numbers(tiles["y"], 222), cell_numbers(tiles["x"], 222)] = 0
+    assert fragments(raster) == 1 and (raster == 0).all()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.data import class_counts, plain
 from mad.metrics.confusion import accuracy, class_dice, class_iou, confusion_matrix, macro
-from mad.metrics.maps import boundary_f, fragments, pixel_confusion
+from mad.metrics.maps import boundary_f, cell_numbers, fragments, pixel_confusion
 
 if TYPE_CHECKING:
     from mad.evaluation.probe import Probe
@@ -124,8 +124,8 @@ def _scores(matrix: NDArray) -> dict[str, float | None]:
 
 def _grid(tiles: pd.DataFrame, codes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Class codes [n] of tiles of one magnification as a raster of one cell per tile, -1 where there is none."""
-    starts = tiles[["y", "x"]].to_numpy(np.float64)
-    cells = ((starts - starts.min(axis=0)) / float(tiles["side"].median())).round().astype(np.int64)
+    side = float(tiles["side"].median())
+    cells = np.stack([cell_numbers(tiles[axis].to_numpy(), side) for axis in ("y", "x")], axis=1)
     raster = np.full(cells.max(axis=0) + 1, -1)
     raster[tuple(cells.T)] = codes
     return raster

@@ -14,6 +14,17 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+def cell_numbers(starts: NDArray, side: float) -> Ints:
+    """Number of each tile's cell along one axis [n], the first being 0, from where tiles start, in pixels.
+
+    Tiles start at rounded pixels, `side` being rounded too: cells are counted from one start to the next, so that the error of
+    rounding does not add up over a slide.
+    """
+    known, place = np.unique(np.asarray(starts, np.float64), return_inverse=True)
+    steps = np.rint(np.diff(known) / side).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(steps)])[place]  # type: ignore[no-any-return]
+
+
 def pixel_confusion(shares: NDArray, predicted: NDArray, num_classes: int) -> Floats:
     """Confusion in units of a tile's area when every pixel of a tile gets the tile's prediction.
 

@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from mad.files import Pathlike, atomic_path
+from mad.metrics.maps import cell_numbers
 
 MARKERS = ["o", "s", "^", "D", "P", "v", "X", "*", "h", "<"]
 COARSE, FINE, LINE = "#2166ac", "#d6303a", "#b4b4b4"
@@ -152,12 +153,12 @@ def paint_raster(tiles: pd.DataFrame, column: str, colours: dict[str, str]) -> t
     """
     side = float(tiles["side"].median())
     left, top = float(tiles["x"].min()), float(tiles["y"].min())
-    place = ((tiles[["y", "x"]].to_numpy(float) - [top, left]) / side).round().astype(int)
+    place = np.stack([cell_numbers(tiles[axis].to_numpy(), side) for axis in ("y", "x")], axis=1)
     image = np.zeros((*(place.max(axis=0) + 1), 4))
     for name, colour in colours.items():
         mine = place[(tiles[column] == name).fillna(False).to_numpy(bool)]
         image[mine[:, 0], mine[:, 1]] = (*to_rgb(colour), 1.0)
-    return image, [left, left + image.shape[1] * side, top + image.shape[0] * side, top]
+    return image, [left, float(tiles["x"].max()) + side, float(tiles["y"].max()) + side, top]
 
 
 def _scatter(axis: Any, table: pd.DataFrame, classes: Sequence[str]) -> None:

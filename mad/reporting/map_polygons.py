@@ -10,6 +10,7 @@ import shapely
 from numpy.typing import NDArray
 
 from mad.files import Pathlike, atomic_path
+from mad.metrics.maps import cell_numbers
 from mad.reporting.overlay import rgb
 
 if TYPE_CHECKING:
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
-def write_map(path: Pathlike, tiles: pd.DataFrame, colours: dict[str, str]) -> None:
+def write_map(
+    path: Pathlike, tiles: pd.DataFrame, colours: dict[str, str], origin: tuple[float, float] = (0, 0)
+) -> None:
     """Write a GeoJSON FeatureCollection in level-0 pixels, which QuPath imports as annotations.
 
     Args:
         path: of the file.
         tiles: x y side (level-0 px) and `predicted` (class name or null), of one slide and magnification.
         colours: `#rrggbb` per class; classes that no tile has are left out.
+        origin: x and y of the slide's bounds, from where QuPath counts.
     """
     tiles = tiles.reset_index(drop=True)
     side, features = float(tiles["side"].median()), []
@@ -34,7 +38,8 @@ def write_map(path: Pathlike, tiles: pd.DataFrame, colours: dict[str, str]) -> N
         if not len(mine):
             continue
         (left, right), (top, bottom) = ((starts[mine.index], ends[mine.index]) for starts, ends in spans)
-        merged = shapely.coverage_union_all(shapely.box(left, top, right, bottom)).simplify(0)
+        x, y = origin
+        merged = shapely.coverage_union_all(shapely.box(left - x, top - y, right - x, bottom - y)).simplify(0)
         features.append(
             {
                 "type": "Feature",
@@ -50,8 +55,8 @@ def write_map(path: Pathlike, tiles: pd.DataFrame, colours: dict[str, str]) -> N
 
 
 def _spans(starts: Floats, side: float) -> tuple[Floats, Floats]:
-    """First and last pixel edge of each tile [n], such that neighbours share an edge also where tiles start at rounded pixels."""
-    first = starts.min()
-    cell = ((starts - first) / side).round()
-    step = (starts.max() - first) / cell.max() if cell.max() else side
-    return np.round(first + cell * step), np.round(first + (cell + 1) * step)
+    """First and last pixel edge of each tile [n]: where the next one starts, so that neighbours share an edge."""
+    cells = cell_numbers(starts, side)
+    start_of = dict(zip(cells.tolist(), starts.tolist(), strict=True))
+    ends = [start_of.get(cell + 1, start + side) for cell, start in zip(cells.tolist(), starts.tolist(), strict=True)]
+    return starts, np.array(ends)

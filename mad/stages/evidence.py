@@ -92,6 +92,8 @@ def _notes(reports: dict[str, dict[str, Any]]) -> list[str]:
     """What a reader must know of the cohort and of encoders that saw other tiles."""
     from mad.reporting.tables import BLOCK_NOTE
 
+    absent = {name: report["reason"] for name, report in reports.items() if report["status"] == "absent"}
+    reports = {name: report for name, report in reports.items() if name not in absent}
     notes = [BLOCK_NOTE] if any(report["split_by"] == "block" for report in reports.values()) else []
     digests: dict[str, list[str]] = {}
     for name, report in reports.items():
@@ -99,4 +101,4 @@ def _notes(reports: dict[str, dict[str, Any]]) -> list[str]:
     if len(digests) > 1:
         parts = "; ".join(", ".join(names) for names in digests.values())
         notes.append(f"NOT evaluated on the same tiles, run `mad evaluate` for all of them again: {parts}.")
-    return notes
+    return notes + [f"{name} is absent: {reason}." for name, reason in absent.items()]

@@ -184,9 +184,9 @@ def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, An
         if parts.get("segmentation", {}).get("status") == "ok" and (folder / encoder / "segmentation.parquet").exists()
     }
     colours = class_colours(config.label)
-    _write_maps(Path(config.results) / "report" / "maps", painted, colours)
-    shown = list(dict.fromkeys(slide for table in painted.values() for slide in table["slide_id"]))
     path_of = dict(zip(slides["slide_id"], slides["path"], strict=True))
+    _write_maps(Path(config.results) / "report" / "maps", painted, colours, path_of)
+    shown = list(dict.fromkeys(slide for table in painted.values() for slide in table["slide_id"]))
     rows = []
     for slide in shown:
         thumbnail, extent = _thumbnail(str(path_of[slide]), config.tile.icc)
@@ -220,15 +220,31 @@ def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, An
     figure4(rows, list(reports), colours=colours, path=target)
 
 
-def _write_maps(folder: Path, painted: dict[str, pd.DataFrame], colours: dict[str, str]) -> None:
+def _write_maps(
+    folder: Path, painted: dict[str, pd.DataFrame], colours: dict[str, str], path_of: dict[str, str]
+) -> None:
     """The predictions as `{encoder}/{slide}_{magnification}x.geojson` for QuPath, in place of those of earlier runs."""
     from mad.reporting.map_polygons import write_map
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    origin = {slide: _qupath_origin(path_of[slide]) for table in painted.values() for slide in set(table["slide_id"])}
     for encoder, table in painted.items():
         for (slide, magnification), tiles in table.groupby(["slide_id", "magnification"]):
-            write_map(folder / encoder / f"{slide}_{magnification:g}x.geojson", tiles, colours)
+            write_map(folder / encoder / f"{slide}_{magnification:g}x.geojson", tiles, colours, origin[slide])
+
+
+def _qupath_origin(path: str) -> tuple[int, int]:
+    """Where QuPath's coordinates of a slide begin: at the corner of its bounds, where they are smaller than the slide."""
+    from mad.slides.readers import open_slide
+
+    try:
+        with open_slide(path) as slide:
+            x, y, *size = slide.bounds
+            return (0, 0) if tuple(size) == tuple(slide.level_dimensions[0]) else (x, y)
+    except (MadError, OSError) as error:
+        log(f"report: {path}: the maps count from its corner, its bounds cannot be read: {error}")
+        return 0, 0
 
 
 def _thumbnail(path: str, icc: IccChoice) -> tuple[Any, list[float] | None]:

@@ -106,19 +106,22 @@ def run_inputs(wildcards):
 
 
 def encoder_inputs(wildcards):
-    """The encoder's own file, if a run makes it."""
-    kind, _, target = ENCODERS[wildcards.encoder].spec.partition(":")
+    """The file that holds the encoder, where it is on a disk."""
+    encoder = ENCODERS[wildcards.encoder]
+    kind, _, target = encoder.spec.partition(":")
     made = {"run": "summary.json", "random": "recipe.json"}
-    return [f"{RESULTS}/train/{target}/{made[kind]}"] if kind in made else []
+    if kind in made:
+        return [f"{RESULTS}/train/{target}/{made[kind]}"]
+    named = target if kind == "local-dir" else encoder.weights
+    return [str(weights_file(named))] if named and weights_file(named).is_file() else []
 
 
 def weights_access(encoder):
-    """What decides whether published weights can be had: an absent encoder is tried again when it changes."""
-    if encoder.spec.partition(":")[0] not in ("published", "timm", "hf-hub", "hf_hub"):
+    """Changes where an encoder that is absent so far should be tried again; None where it is there."""
+    audit = Path(f"{RESULTS}/embed/{encoder.name}/audit.json")
+    if not audit.exists() or read_json(audit).get("status") != "absent":
         return None
-    if encoder.weights:
-        return weights_file(encoder.weights).exists()
-    return bool(get_token())
+    return [bool(get_token()), CFG.on_missing_encoder]
 
 
 def print_quality():
