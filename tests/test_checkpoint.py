@@ -1,5 +1,8 @@
 """Checkpoints: whole, pruned to two, refused for another run."""
 
+import errno
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -31,10 +34,11 @@ def test_mapped_tensors_are_the_same_and_outlive_their_file(tmp_path):
         checkpoint.load_latest(tmp_path, {"recipe_digest": "a"}, mapped=True)
 
 
-def test_an_unreadable_file_falls_back_to_the_one_before(tmp_path):
+def test_an_unreadable_file_falls_back_to_the_one_before(tmp_path, capfd):
     checkpoint.save(tmp_path, 5, state(5))
     checkpoint.save(tmp_path, 6, state(6)).write_bytes(b"PK half a file")
     assert checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})["step"] == 5
+    assert "step_0000006.pt is passed over, it cannot be read: " in capfd.readouterr().err
     (tmp_path / "step_0000005.pt").write_bytes(b"")
     with pytest.raises(MadError, match="none of 2"):
         checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})
@@ -84,3 +88,48 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path):
     with pytest.raises(MadError, match="none of 1"):
         checkpoint.load_latest(tmp_path, {})
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        (OSError(errno.EIO, "Input/output error"), StorageError, r"step_0000006.pt: cannot be read .*Input/output"),
+        (RuntimeError("unable to mmap: Cannot allocate memory (12)"), RuntimeError, "Cannot allocate"),
+        (torch.OutOfMemoryError("CUDA"), RuntimeError, "CUDA"),
+    ],
+)
+def test_a_fault_of_the_machine_costs_no_checkpoint(tmp_path, monkeypatch, fault, kind, message):
+    for step in (5, 6):
+        checkpoint.save(tmp_path, step, state(step))
+
+    def load(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(checkpoint.torch, "load", load)
+    with pytest.raises(kind, match=message):
+        checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})
+
+
+def test_a_disk_that_fails_under_torchs_reader_is_told_from_a_torn_file(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 6, state(6))
+
+    def load(*_, **__):
+        raise RuntimeError("PytorchStreamReader failed reading file data/0: file read failed")
+
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint.torch, "load", load)
+    monkeypatch.setattr(Path, "open", broken)
+    with pytest.raises(StorageError, match="Input/output"):
+        checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})
+
+
+def test_processes_that_loaded_different_steps_are_refused(tmp_path, monkeypatch):
+    device = torch.device("cpu")
+    checkpoint.check_same_step(tmp_path, None, device)
+    monkeypatch.setattr(checkpoint.ranks, "all_max", lambda value: torch.maximum(value, torch.tensor([8, -8])))
+    checkpoint.check_same_step(tmp_path, {"step": 8}, device)
+    for saved, words in (({"step": 4}, "step 4, others between 4 and 8"), (None, "step 0, others between 0 and 8")):
+        with pytest.raises(MadError, match=words):
+            checkpoint.check_same_step(tmp_path, saved, device)

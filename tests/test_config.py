@@ -60,6 +60,10 @@ def test_the_paper_s_configuration_has_the_counts_of_its_table_2() -> None:
         ({"label": {"classes": ["A"], "background": None, "rename": {"x": "B"}}}, r"rename names \['B'\]"),
         ({"encoders": [{"name": "mad", "spec": "run:mda"}]}, "asks for run 'mda'"),
         ({"runs": [{"name": "a", "method": "dino"}]}, "runs.0.method: Input should be"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"seed": 2**63}, "seed: Input should be less than 9223372036854775808"),
+        ({"runs": [{"name": "a", "method": "mad", "seed": -1}]}, "runs.0.seed: Input should be greater"),
+        ({"runs": [{"name": "a", "method": "mad", "seeds": [1, 2**63]}]}, "seed: Input should be less than"),
         ({"cohort": {"split": {"train": 0.9, "val": 0.3, "test": 0.2}}}, "must be 1, not 1.4"),
     ],
 )

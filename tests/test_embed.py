@@ -94,6 +94,25 @@ def test_batches_shrink_where_memory_ends(limit: int) -> None:
         embed_tiles(Small(), [np.zeros((2, 2, 3), np.uint8)], 4, "embed")
 
 
+@pytest.mark.parametrize(
+    "words", ["DefaultCPUAllocator: can't allocate memory: you tried", "not enough memory: you", "CPU out of memory"]
+)
+def test_batches_shrink_where_the_memory_of_a_cpu_ends(words: str) -> None:
+    class Small:
+        audit = {"dim": 1}
+
+        def __call__(self, tiles: np.ndarray) -> np.ndarray:
+            if len(tiles) > 2:
+                raise RuntimeError(words)
+            return tiles.reshape(len(tiles), -1)[:, :1].astype(np.float32)
+
+    vectors = embed_tiles(Small(), (np.full((2, 2, 3), n, np.uint8) for n in range(9)), 8, "embed")
+    assert vectors[:, 0].tolist() == list(range(9))
+    words = "shapes do not match"
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        embed_tiles(Small(), [np.zeros((2, 2, 3), np.uint8)] * 4, 4, "embed")
+
+
 def test_an_error_while_decoding_reaches_the_stage() -> None:
     class Any:
         audit = {"dim": 1}

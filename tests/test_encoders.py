@@ -1,5 +1,6 @@
 """Encoders: what is embedded is what their audit says."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mad.config import Config, parse_config
 from mad.files import MadError
 from mad.models.encoders import load_encoder, weights_sha256
 from mad.models.export import export_encoder
+from mad.models.hub import MissingWeightsError
 from mad.models.vit import build_backbone
 
 TILES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3)).astype(np.uint8)
@@ -109,6 +111,38 @@ def test_an_encoder_of_ones_own_is_a_function_in_a_module(tmp_path: Path, monkey
     for spec in ("python:mine:absent", "python:no_such_module:f", "python:"):
         with pytest.raises(MadError, match="cannot be imported"):
             load_encoder(configure(tmp_path, spec), "e")
+
+
+def test_an_encoder_of_ones_own_keeps_its_errors_and_may_not_claim_to_be_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "claims.py").write_text(
+        "def claiming(tile_px):\n"
+        "    def embed(tiles):\n"
+        "        return tiles.reshape(len(tiles), -1)[:, :2]\n"
+        "    embed.audit = {'spec': 'colour', 'dim': 9, 'status': 'absent', 'licence': 'mine'}\n"
+        "    return embed\n\n"
+        "def raising(tile_px):\n"
+        "    raise ValueError(f'no weights for {tile_px} px')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    encoder = load_encoder(configure(tmp_path, "python:claims:claiming"), "e")
+    assert encoder.audit == {"spec": "python:claims:claiming", "dim": 2, "licence": "mine"}
+    with pytest.raises(ValueError, match="no weights for 64 px"):
+        load_encoder(configure(tmp_path, "python:claims:raising"), "e")
+
+
+@pytest.mark.parametrize(("number", "absent"), [(errno.ENOSPC, False), (errno.ECONNREFUSED, True)])
+def test_a_full_disk_is_no_missing_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, absent: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, "said so")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(MadError, match="said so") as caught:
+        load_encoder(configure(tmp_path, "hf-hub:owner/name"), "e")
+    assert isinstance(caught.value, MissingWeightsError) == absent
 
 
 def test_bf16_is_near_fp32_and_said(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from mad.config.training import RunConfig
 from mad.files import MadError, StorageError
 from mad.stages import train
-from mad.training import loop, memory, parallel, ranks, sharding
+from mad.training import checkpoint, loop, memory, parallel, ranks, sharding
 from mad.training.data import TrainingSet
 from mad.training.index import load_index
 from mad.training.objective import Numerics, step_loss
@@ -219,6 +219,7 @@ def test_where_one_process_fails_all_leave(config_of, fault, capfd):
         assert told.count("MadError: another process failed") == 1
     else:
         assert told.count("MadError: train: the ") == 2
+        assert told.count("is not finite on another process") == (fault is break_loss)  # the norm is that of all
     assert not list((folder_of(config) / "checkpoints").iterdir())
 
 
@@ -294,12 +295,26 @@ def test_a_group_that_was_left_leaves_no_threads():
 
 def test_what_cannot_be_sharded_is_refused(monkeypatch):
     entry = fakes.tiny_run(mix_mode="within", runtime={"parallel": "fsdp"})
-    vit = loop.build_networks(RunConfig(**entry), fakes.TILE_PX, 0)[0].backbone
-    assert not sharding.is_wanted(RunConfig(**entry), vit)  # a single process
+    assert not sharding.is_wanted(RunConfig(**entry))  # a single process
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     with pytest.raises(MadError, match=r"runs.tiny.runtime.parallel: .*mix_mode"):
-        sharding.is_wanted(RunConfig(**entry), vit)
-    assert sharding.is_wanted(RunConfig(**entry, mix={"2.5x-10x": 1}), vit)  # children alone
-    assert not sharding.is_wanted(RunConfig(**fakes.tiny_run(runtime={"parallel": "auto"})), vit)
+        sharding.is_wanted(RunConfig(**entry))
+    assert sharding.is_wanted(RunConfig(**entry, mix={"2.5x-10x": 1}))  # children alone
+    assert not sharding.is_wanted(RunConfig(**fakes.tiny_run(runtime={"parallel": "auto"})))
     with pytest.raises(MadError, match="batch norms"):
-        sharding.is_wanted(RunConfig(**fakes.tiny_run(runtime={"parallel": "fsdp"})), torch.nn.BatchNorm2d(1))
+        parallel.check_runtime(RunConfig(**fakes.tiny_run(runtime={"parallel": "fsdp"})), torch.nn.BatchNorm2d(1), 2)
+
+
+def test_processes_that_see_other_checkpoints_are_refused(config_of, capfd):
+    config = config_of("apart", {"parallel": "ddp"}, steps=3, warmup=1)
+    assert processes(2, lambda _: train.run(config, "tiny")) == [0, 0]
+    (folder_of(config) / "encoder" / "provenance.json").unlink()
+    original = checkpoint.load_latest
+
+    def work(rank):
+        checkpoint.load_latest = lambda *args, **options: original(*args, **options) if rank == 0 else None
+        train.run(config, "tiny")
+
+    assert processes(2, work) == [2, 2]
+    told = capfd.readouterr().err
+    assert "resumes at step 3, others between 0 and 3" in told and "resumes at step 0, others between 0 and 3" in told

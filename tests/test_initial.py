@@ -1,5 +1,6 @@
 """Where runs start: each form of `init` finds its file and licence, or says what would mend it."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from mad.config import parse_config
 from mad.config.training import MaskConfig, RunConfig
 from mad.files import MadError, read_json, sha256_file
 from mad.models import hub
-from mad.models.hub import Source, card_licence
+from mad.models.hub import MissingWeightsError, Source, card_licence
 from mad.models.initial import find_source, initial_licence
 from mad.models.vit import build_backbone
 from mad.models.weights import Loaded
@@ -110,6 +111,17 @@ def test_what_the_hub_refuses_is_explained(tmp_path, monkeypatch, error, words):
     monkeypatch.setattr(hub, "hf_hub_download", refuse)
     with pytest.raises(MadError, match=r"runs.tiny.init: hf-hub:owner/name.*" + words):
         find_source(run_from("hf-hub:owner/name"), tmp_path)
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT", "EACCES", "EROFS", "EIO"])
+def test_a_fault_of_this_machine_is_no_missing_weight(tmp_path, monkeypatch, number):
+    def fail(*_, **__):
+        raise OSError(getattr(errno, number), "said so")
+
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(MadError, match=r"runs.tiny.init.*to this machine .*said so.*HF_HOME") as caught:
+        find_source(run_from("hf-hub:owner/name"), tmp_path)
+    assert not isinstance(caught.value, MissingWeightsError)
 
 
 def test_offline_the_cached_file_is_used_without_its_card(tmp_path, monkeypatch):

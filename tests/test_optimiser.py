@@ -9,6 +9,7 @@ import torch
 from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.models.heads import Network, build_network
+from mad.models.masked import patch_grid
 from mad.models.vit import build_backbone
 from mad.training import loop, memory, parallel
 from mad.training.data import TrainingSet, batches
@@ -131,7 +132,8 @@ def parts(results, **changes):
     student, teacher = loop.build_networks(entry, fakes.TILE_PX, 0)
     state = loop.Run(student, teacher, build_optimiser(student, entry), {}, "float32", entry.batch)
     numerics = Numerics((0.5,) * 3, (0.5,) * 3, torch.device("cpu"), torch.float32)
-    data = TrainingSet(index, entry, fakes.TILE_PX, 16, 0)
+    grid = patch_grid(student.backbone, fakes.TILE_PX) if entry.ibot.weight else None
+    data = TrainingSet(index, entry, fakes.TILE_PX, 16, 0, grid)
     return state, data, choose_health_set({"train": index}, fakes.TILE_PX, 8), numerics
 
 
@@ -169,16 +171,29 @@ def gradients(network):
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("centring", ["sinkhorn", "ema"])
-def test_an_accumulated_step_is_the_step_at_once(results, centring):
+MASKED = {"ibot": {"weight": 1.0, "head": "shared"}}
+UNEVEN = {"mix": {}, "mix_mode": "within", "batch": 8}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"centring": "ema"},
+        UNEVEN | MASKED,
+        UNEVEN | MASKED | {"method": "mad_global"},
+        UNEVEN | MASKED | {"method": "dinov2", "pair_tiles": "all"},
+    ],
+)
+def test_an_accumulated_step_is_the_step_at_once(results, changes):
     """Targets are balanced over the whole step: without the regulariser two passes and one give one gradient, and one centre."""
-    found = []
-    for micro in (2, 4):
+    found, size = [], changes.get("batch", 4)
+    for micro in (2, size):
         state, data, _, numerics = parts(
-            results, runtime={"micro_batch": micro}, mix={"10x-40x": 1}, koleo=0, centring=centring
+            results, **{"runtime": {"micro_batch": micro}, "mix": {"10x-40x": 1}, "koleo": 0} | changes
         )
         passes = parallel.num_passes(data.run, 1)
-        assert passes == 4 // micro
+        assert passes == size // micro
 
         def teach_all(step, state=state, data=data, numerics=numerics):
             return teach(state.student, state.teacher, step, data.run, numerics, 0.05)
@@ -313,3 +328,20 @@ def test_exhausted_memory_names_what_to_lower(results, tmp_path):
             raise error
     with pytest.raises(RuntimeError, match="shapes"), memory.memory_errors(run, numerics.device):
         raise RuntimeError("shapes differ")
+
+
+def test_the_estimate_counts_the_targets_of_all_passes(results):
+    state, data, _, numerics = parts(results, method="mad_global", mix={"10x-40x": 1}, batch=32, **MASKED)
+    trials, held = memory.trial_batches(data), 0
+    for targets in teach(state.student, state.teacher, [data.__getitems__(range(n, n + 4)) for n in range(0, 32, 4)],
+                         data.run, numerics, 0.05):  # fmt: skip
+        held += sum(part.nbytes for part in targets.probabilities)
+    counted = memory.target_bytes(data.run, trials, 32)
+    assert counted == pytest.approx(held, rel=0.25)  # masks are drawn
+
+    def estimate(targets):
+        return memory.MemoryEstimate(1, 1, 1, 1, fixed=10, per_sample=10, samples=4, targets=targets)
+
+    assert [estimate(n).total for n in (0, 10, 100)] == [54, 64, 404]
+    assert "targets of all passes 0.0001 MB" in str(estimate(100))
+    assert "targets" not in str(estimate(0))

@@ -62,6 +62,7 @@ def test_what_an_entry_says_wins() -> None:
 def test_the_learning_rate_is_that_of_the_batch() -> None:
     assert recipe(preset="dinov2_vitg14", batch=64)["lr"] == pytest.approx(2e-4 / 4)
     assert recipe(preset="dinov2_vitg14", batch=64, lr=1e-4)["lr"] == 1e-4
+    assert recipe(preset="dinov2_vitg14", batch="4096")["lr"] == pytest.approx(2e-4 * 2)
     assert recipe(batch=64)["lr"] == 2e-4  # without a preset nothing rescales it
 
 
@@ -88,6 +89,10 @@ def test_what_the_jobs_read_holds_the_numbers_and_reads_the_same() -> None:
         ({"preset": "dinov2_vitg16"}, "runs.0.preset: Input should be 'dinov2_vitl16' or 'dinov2_vitg14'"),
         ({"preset": ["dinov2_vitg14"]}, "runs.0.preset: Input should be 'dinov2_vitl16' or 'dinov2_vitg14'"),
         ({"preset": "dinov2_vitg14", "batch": "many"}, "runs.0.batch: Input should be a valid integer"),
+        (
+            {"preset": "dinov2_vitg14", "batch": 0},
+            r"runs.0.batch: Input should be greater than or equal to 1 \(got 0\)$",
+        ),
         ({"preset": "dinov2_vitg14", "steps": 1000}, r"warmup \(100000\) must be shorter than steps \(1000\)"),
         ({"preset": "dinov2_vitg14", "wramup": 1}, "no such key, did you mean 'warmup'"),
     ],

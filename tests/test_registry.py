@@ -81,7 +81,13 @@ def test_weights_in_their_published_layout_give_their_published_embedding(tmp_pa
 def test_weights_of_another_encoder_are_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     save_file(build_published(PUBLISHED["uni"], 224, ONE_BLOCK).state_dict(), file)
-    with pytest.raises(MadError, match="these weights are of"):
+    with pytest.raises(
+        MadError, match=r"^encoders.e.weights: .*these weights are of.*; Virchow2 has .*paige-ai"
+    ) as caught:
+        load_encoder(configure(tmp_path, "virchow2", args=ONE_BLOCK, weights=str(file)), "e")
+    assert "backbone" not in str(caught.value)
+    file.write_bytes(b"damaged")
+    with pytest.raises(MadError, match=r"^encoders.e.weights: .*no readable weights"):
         load_encoder(configure(tmp_path, "virchow2", args=ONE_BLOCK, weights=str(file)), "e")
 
 

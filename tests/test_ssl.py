@@ -18,7 +18,6 @@ from mad.training.ssl import (
     global_pair_terms,
     kde,
     koleo,
-    koleo_by_position,
     multicrop_terms,
     pair_terms,
     patch_cross_entropy,
@@ -82,7 +81,7 @@ def _one_of_two(rank, path, scores, embeddings):
     q = sinkhorn_knopp(scores[mine], 0.05, distributed=True)
     sharp = sinkhorn_knopp(scores[mine], 0.01, distributed=True)
     own = embeddings[mine].clone().requires_grad_(True)
-    koleo_by_position(ranks.gather(own)).backward()
+    by_position(koleo, ranks.gather(own)).backward()
     dense = embeddings[mine].clone().requires_grad_(True)
     by_position(lambda x: kde(x, 5.0), ranks.gather(dense)).backward()
     centre = torch.ones(7)
@@ -112,7 +111,7 @@ def test_two_processes_give_the_targets_centres_and_gradients_of_one(tmp_path):
         torch.cat([part[2] for part in parts]), sinkhorn_knopp(scores, 0.01), rtol=1e-4, atol=1e-7
     )
     single = embeddings.clone().requires_grad_(True)
-    koleo_by_position(single).backward()
+    by_position(koleo, single).backward()
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), single.grad, rtol=1e-4, atol=1e-6)
     single = embeddings.clone().requires_grad_(True)
     by_position(lambda x: kde(x, 5.0), single).backward()
@@ -243,7 +242,7 @@ def test_koleo_repels_neighbours_and_ignores_siblings():
     moved = (x - 0.01 * x.grad).detach()
     assert float((moved[0] - moved[1]).norm()) > 0.2
     siblings = torch.tensor([[[1.0, 0.0], [1.0, 1e-6]], [[0.0, 1.0], [1e-6, 1.0]]])  # siblings coincide, parents do not
-    assert float(koleo_by_position(siblings)) == pytest.approx(-math.log(math.sqrt(2)), abs=1e-4)
+    assert float(by_position(koleo, siblings)) == pytest.approx(-math.log(math.sqrt(2)), abs=1e-4)
     assert float(koleo(siblings[:1, 0])) == 0
 
 
@@ -287,3 +286,14 @@ def test_schedules_start_and_end_where_they_say():
     assert lrs[4:] == sorted(lrs[4:], reverse=True)
     assert [linear(step, 4, 0.04, 0.08) for step in (0, 2, 4, 9)] == pytest.approx([0.04, 0.06, 0.08, 0.08])
     assert linear(0, 0, 0.04, 0.07) == 0.07
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sinkhorn_knopp_leaves_its_scores_and_rounds_as_ever(dtype):
+    scores = (torch.rand(40, 30, generator=torch.Generator().manual_seed(2)) * 2 - 1).to(dtype)
+    before, log_q = scores.clone(), scores.float() / 0.04
+    for _ in range(3):
+        peak = log_q.amax(dim=0, keepdim=True)
+        log_q = log_q - (peak + torch.log(torch.exp(log_q - peak).sum(dim=0, keepdim=True)))
+        log_q = log_q.log_softmax(dim=1)
+    assert torch.equal(sinkhorn_knopp(scores, 0.04), log_q.exp()) and torch.equal(scores, before)

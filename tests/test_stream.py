@@ -277,3 +277,11 @@ def test_two_processes_train_on_uneven_shards(results, tmp_path):
     )
     assert done.returncode == 0, done.stderr.decode()
     assert len(read_metrics(tmp_path / "train" / "tiny" / "metrics.jsonl")) == 4
+
+
+def test_trial_batches_read_no_further_than_they_must(results, monkeypatch):
+    data, drawn = stream_set(results, shuffle_buffer=64), []
+    original = stream.draw
+    monkeypatch.setattr(stream, "draw", lambda *arguments: drawn.append(1) or original(*arguments))
+    trial_batches(data)
+    assert len(drawn) <= 12 and not data._open and data.run.shuffle_buffer == 64  # 3 samples of each of 3 kinds

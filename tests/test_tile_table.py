@@ -9,12 +9,23 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mad.cli import app
-from mad.evaluation.tile_table import check_images, embedded_tiles, read_tile_table
+from mad.evaluation.tile_table import check_images, embedded_tiles, read_image
+from mad.evaluation.tile_table import read_tile_table as read_any
 from mad.files import MadError, read_json, to_json
 
 FRACTIONS = {"train": 0.5, "val": 0.0, "test": 0.5}
+LADDER = {"magnifications": [2.5, 10, 40], "tolerance": 0.12}
 LABELS = {"dark": 60, "bright": 180}
 SPLITS = {"A": "train", "B": "train", "C": "test", "D": "test"}
+
+
+def read_tile_table(path):
+    return read_any(path, fractions=FRACTIONS, seed=0, **LADDER)
+
+
+def read_text(folder, text):
+    (folder / "tiles.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_tile_table(folder / "tiles.csv")
 
 
 def make_table(folder, *, side=24):
@@ -78,7 +89,11 @@ def test_a_table_of_images_runs_every_protocol(tmp_path):
         ("patient_id", "", "no patient_id: 3"),
         ("split", "training", "a split that is none of train, val, test: 3"),
         ("parent", "nowhere.png", "a parent that is no path of the table: 3"),
-        ("patient_id", "C", "patient C has tiles in two splits"),
+        ("parent", "B/dark0.png", "a parent of another patient or slide: 3"),
+        ("parent", "A/dark0_0.png", "a parent that is no coarser tile: 3"),
+        ("parent", "A/dark0_1.png", "a parent that is no coarser tile: 3"),
+        ("mpp", "inf", "a mpp that is no positive number: 3"),
+        ("mpp", "0.5", r"a mpp of no magnification in tile.magnifications \(2.5, 10, 40; put it there\): 3"),
     ],
 )
 def test_a_faulty_line_is_named(tmp_path, column, value, message):
@@ -86,15 +101,15 @@ def test_a_faulty_line_is_named(tmp_path, column, value, message):
     table.loc[1, column] = value
     table.to_csv(tmp_path / "tiles.csv", index=False)
     with pytest.raises(MadError, match=message):
-        read_tile_table(tmp_path / "tiles.csv", fractions=FRACTIONS, seed=0)
+        read_tile_table(tmp_path / "tiles.csv")
 
 
 def test_missing_columns_and_files(tmp_path):
     with pytest.raises(MadError, match="no such table"):
-        read_tile_table(tmp_path / "tiles.csv", fractions=FRACTIONS, seed=0)
+        read_tile_table(tmp_path / "tiles.csv")
     (tmp_path / "tiles.csv").write_text("path,label\na.png,x\n")
     with pytest.raises(MadError, match="has no column patient_id, mpp"):
-        read_tile_table(tmp_path / "tiles.csv", fractions=FRACTIONS, seed=0)
+        read_tile_table(tmp_path / "tiles.csv")
 
 
 def test_images_that_are_missing_of_another_size_or_seen_twice(tmp_path):
@@ -115,7 +130,7 @@ def test_images_that_are_missing_of_another_size_or_seen_twice(tmp_path):
 def test_patients_are_drawn_to_splits_where_the_table_has_none(tmp_path):
     rows = [{"path": f"{n}.png", "magnification": 10, "label": "x", "patient_id": f"P{n // 2}"} for n in range(60)]
     pd.DataFrame(rows).to_csv(tmp_path / "tiles.tsv", sep="\t", index=False)
-    table = read_tile_table(tmp_path / "tiles.tsv", fractions=FRACTIONS, seed=0)
+    table = read_tile_table(tmp_path / "tiles.tsv")
     assert set(table["split"]) == {"train", "test"}
     assert (table.groupby("patient_id")["split"].nunique() == 1).all()
     assert (table["magnification"] == 10).all() and (table["slide_id"] == table["patient_id"]).all()
@@ -123,9 +138,58 @@ def test_patients_are_drawn_to_splits_where_the_table_has_none(tmp_path):
 
 def test_pairs_are_parents_and_their_children(tmp_path):
     table = make_table(tmp_path)
-    read = read_tile_table(tmp_path / "tiles.csv", fractions=FRACTIONS, seed=0)
+    read = read_tile_table(tmp_path / "tiles.csv")
     data = embedded_tiles(read, np.zeros((len(read), 2), np.float32), None)
     assert set(data.pairs["kind"]) == {"10x-40x"} and len(data.pairs) == table["parent"].notna().sum()
     names = data.tiles["tile_id"].to_numpy()
     for parent, child in zip(data.pairs["parent"], data.pairs["child"], strict=True):
         assert names[child].startswith(names[parent].removesuffix(".png"))
+
+
+def test_a_patient_in_two_splits_is_refused(tmp_path):
+    with pytest.raises(MadError, match="patient A has tiles in two splits"):
+        read_text(tmp_path, "path,mpp,label,patient_id,split\na,1,x,A,train\nb,1,x,A,test\n")
+
+
+def test_text_is_stripped_and_labels_are_as_written(tmp_path):
+    head = "Path , MPP,label,patient_id,slide_id,split,parent,\n"
+    read = read_text(tmp_path, head + "a ,1,None, P01,,train,,\nb,.25,NA,P01 , ,train , a ,\nc,1, ,P02,S2,test,,\n")
+    assert read["patient_id"].tolist() == ["P01", "P01", "P02"] and read["slide_id"].tolist() == ["P01", "P01", "S2"]
+    assert read["label"].dropna().tolist() == ["None", "NA"] and read["parent"].dropna().tolist() == ["a"]
+    with pytest.raises(MadError, match="a slide_id that two patients share: 2, 3"):
+        read_text(tmp_path, "path,mpp,label,patient_id,slide_id\na,1,x,P1,S\nb,1,x,P2,S\nc,1,x,P3,\n")
+    with pytest.raises(MadError, match="a parent of another patient or slide: 3"):
+        read_text(tmp_path, "path,mpp,label,patient_id,slide_id,parent\na,1,x,P,S,\nb,.25,x,P,T,a\n")
+
+
+def test_scales_are_those_of_the_ladder(tmp_path):
+    read = read_text(tmp_path, "path,mpp,label,patient_id\na,1.01,x,P\nb,0.23,x,P\nc,4.4,x,P\n")
+    assert read["magnification"].tolist() == [10, 40, 2.5]
+    with pytest.raises(MadError, match=r"a magnification of no magnification in tile.magnifications .*: 3"):
+        read_text(tmp_path, "path,magnification,label,patient_id\na,10,x,P\nb,20,x,P\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read as a table"),
+        ("path,mpp,label,patient_id\na,1,\u00e4,P\n".encode("latin-1"), "save it as UTF-8"),
+        ("path,mpp,label,patient_id\na,1,x,P,Q\n", "Expected 4 fields in line 2, saw 5"),
+        ("path,mpp,label,patient_id,MPP,mpp\na,1,x,P,1,2\n", "more than one column mpp"),
+        ("path,mpp,label,patient_id\n", "no line below its header"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path, text, message):
+    with pytest.raises(MadError, match=message):
+        read_text(tmp_path, text)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "L", "RGBA", "P", "1", "CMYK"])
+def test_images_that_are_not_of_8_bits_are_refused(tmp_path, mode):
+    path = tmp_path / "tile.tif"
+    Image.new(mode, (4, 4)).save(path)
+    if mode in ("L", "RGBA", "P", "1"):
+        assert read_image(path).shape == (4, 4, 3)
+    else:
+        with pytest.raises(MadError, match=f"is an image of mode {mode}; tiles are 8-bit"):
+            read_image(path)

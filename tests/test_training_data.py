@@ -238,3 +238,32 @@ def test_a_loading_process_outlives_the_signal_of_its_job(results):
     for process in multiprocessing.active_children():
         os.kill(process.pid, signal.SIGTERM)
     assert len([first, *loader]) == 12
+
+
+def test_a_batch_grows_with_samples_of_many_tiles(results):
+    """A standalone tile is one entry of its kind; a pair of `pair_tiles: all` gives five more of them."""
+    data = training_set(results, method="dinov2", pair_tiles="all", mix_mode="within", batch=8)
+    kinds = [data.order[n][0] for n in range(80)]
+    first = next(n for n in range(80) if kinds[n] == "standalone" and kinds[n + 1] != "standalone")
+    numbers = range(first, first + 8)
+    wanted = [view for n in numbers for view in data[n]]
+    for _ in range(2):  # the second time in arrays of the first
+        (group,) = data.__getitems__(numbers).groups
+        assert len(group.teacher) == len(wanted) > 8
+        for place, view in enumerate(wanted):
+            np.testing.assert_array_equal(group.teacher[place].numpy(), np.stack(view.teacher))
+            np.testing.assert_array_equal(group.local[place].numpy(), np.stack(view.local))
+        del group
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_in_a_loading_process_is_told_in_its_own_words(results, tmp_path, workers):
+    shutil.copytree(results / "shard", tmp_path / "shard")
+    data = training_set(tmp_path)
+    for tar in (tmp_path / "shard").glob("*/train*.tar"):
+        tar.unlink()
+    with pytest.raises(MadError) as direct:
+        data.__getitems__(range(4))
+    with pytest.raises(MadError) as caught:
+        next(batches(data, start=0, rank=0, world=1, workers=workers))
+    assert str(caught.value) == str(direct.value) and "Traceback" not in str(caught.value)

@@ -216,7 +216,7 @@ class Config(Section):
 
     results: str = "results"
     """Folder of everything that is made; every override names its own."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of selection, training order and evaluation."""
     on_bad_slide: Literal["quarantine", "fail"] = "quarantine"
     """What an unreadable slide does: it is listed with its cause and the rest goes on, or the run stops."""

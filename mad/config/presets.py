@@ -14,11 +14,15 @@ colour augmentation is theirs already, and `method` says which views there are.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mad.config.base import merge
 
 PresetName = Literal["dinov2_vitl16", "dinov2_vitg14"]
+BATCH = TypeAdapter(Annotated[int, Field(ge=1)])
 EPOCH = 1250  # steps [d]
 LR_BATCH = 1024  # for which `base_lr` is meant [d]
 
@@ -80,6 +84,6 @@ def resolve_preset(entry: dict[str, Any]) -> dict[str, Any]:
     backbone, batch = entry.get("backbone"), entry.get("batch", preset["batch"])
     if isinstance(backbone, dict) and "model" in backbone:
         del numbers["backbone"]
-    if isinstance(batch, int | float) and batch > 0:  # anything else is refused by the checks that follow
-        numbers["lr"] = preset["base_lr"] * math.sqrt(batch / LR_BATCH)
+    with suppress(ValidationError):  # what is no batch is refused by the checks that follow
+        numbers["lr"] = preset["base_lr"] * math.sqrt(BATCH.validate_python(batch) / LR_BATCH)
     return merge(numbers, entry)

@@ -8,7 +8,7 @@ a run and its resumption.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,6 +17,7 @@ from mad.config.presets import PresetName, resolve_preset
 from mad.config.weights import weights_file
 
 STANDALONE = "standalone"
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def is_triple(kind: str) -> bool:
@@ -265,9 +266,9 @@ class RunConfig(Section):
     """`loader: stream`: samples per kind and loading process among which the next one is drawn."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device is good at it (CUDA from Ampere, CPU with avx512_bf16 or AMX), otherwise fp32."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of weights, order and views; not given: the configuration's `seed`."""
-    seeds: list[int] | None = Field(None, exclude=True)
+    seeds: list[Seed] | None = Field(None, exclude=True)
     """Several runs in one entry: `[0, 1, 2]` stands for NAME-s0, NAME-s1 and NAME-s2, which differ in `seed` alone. Encoders
     of this run become one per seed, and `init: run:` of a run with `seeds` means that one's twin of the same seed."""
     runtime: RuntimeConfig = RuntimeConfig()

@@ -1,14 +1,14 @@
 """Tiles from elsewhere: a CSV of image files with their scale and labels, as the protocols see a cohort.
 
 Columns: `path` (relative to the CSV's folder), `mpp` or `magnification`, `label`, `patient_id`; optional are `split` (train, val or
-test; drawn per patient where the column is missing), `slide_id` (the patient's where it is missing), and `parent`: the path of the
-coarser tile that this one lies in. Public tile sets at several um/px are evaluated so.
+test; drawn per patient where the column is missing), `slide_id` (the patient's where it is blank or missing), and `parent`: the
+path of the coarser tile of the same slide that this one lies in. Public tile sets at several um/px are evaluated so.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,61 +22,104 @@ from mad.progress import track
 from mad.slides.sheet import SPLITS, draw_split
 
 SHOWN = 5  # faults that an error lists
+MODES = ("L", "RGB", "RGBA", "P", "1")  # of Pillow, whose colours 8-bit RGB holds
 
 
-def read_tile_table(path: Pathlike, *, fractions: Mapping[str, float], seed: int) -> pd.DataFrame:
+def read_tile_table(
+    path: Pathlike, *, fractions: Mapping[str, float], seed: int, magnifications: Sequence[float], tolerance: float
+) -> pd.DataFrame:
     """The table, checked: path slide_id patient_id magnification split label parent, one row per image.
 
     Args:
         path: of the CSV (or TSV, by its suffix).
         fractions: share of the patients per split, where the table has no `split`.
         seed: of the draw.
+        magnifications: the ladder; every tile gets the step that its um/px is nearest to.
+        tolerance: share of a step's um/px by which a tile's may differ.
 
     Raises:
         MadError: names every kind of fault with the lines that have it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MadError(f"{path}: no such table of tiles")
-    table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype="string", skip_blank_lines=False)
-    table = table.rename(columns=lambda name: str(name).strip().lower())
-    table.index += 2  # as an editor counts the lines
+    table = _cells(path)
     scale = [name for name in ("mpp", "magnification") if name in table]
     if missing := [name for name in ("path", "label", "patient_id") if name not in table] + ([] if scale else ["mpp"]):
         raise MadError(
             f"{path}: has no column {', '.join(missing)}; it needs path, mpp (or magnification), label, patient_id"
         )
+    if table.empty:
+        raise MadError(f"{path}: has no line below its header; it needs one line per image")
+    for name in {"slide_id", "parent"} - set(table):
+        table[name] = pd.Series(pd.NA, table.index, dtype="string")
+    named, patient, parent = table["path"], table["patient_id"], table["parent"]
+    slide = table["slide_id"].fillna(patient)
     number = pd.to_numeric(table[scale[0]], errors="coerce").astype("float64")
-    named = table["path"].fillna("").str.strip()
+    is_scale = (number > 0) & np.isfinite(number)
+    magnification = _snap(number if scale[0] == "mpp" else 10 / number, magnifications, tolerance)
+    ladder = ", ".join(f"{step:g}" for step in magnifications)
+    line_of = {name: line for line, name in named.dropna().items()}
+    known = parent.isin(line_of.keys()) & parent.notna()
+    of = parent[known].map(line_of).astype("int64")
+    home = pd.Series(list(zip(patient.fillna(""), slide.fillna(""), strict=True)), table.index)
+    elsewhere, no_coarser = (pd.Series(False, table.index) for _ in range(2))
+    elsewhere[known] = home[of].to_numpy() != home[known].to_numpy()
+    no_coarser[known] = magnification[of].to_numpy() >= magnification[known].to_numpy()
     faults = {
-        "no path": named == "",
-        "a path that an earlier line has": named.duplicated() & (named != ""),
-        "no patient_id": table["patient_id"].fillna("").str.strip() == "",
-        f"a {scale[0]} that is no positive number": ~(number > 0),
+        "no path": named.isna(),
+        "a path that an earlier line has": named.duplicated() & named.notna(),
+        "no patient_id": patient.isna(),
+        "a slide_id that two patients share": patient.groupby(slide).transform("nunique").fillna(0) > 1,
+        f"a {scale[0]} that is no positive number": ~is_scale,
+        f"a {scale[0]} of no magnification in tile.magnifications ({ladder}; put it there)": is_scale
+        & magnification.isna(),
+        "a parent that is no path of the table": parent.notna() & ~known,
+        "a parent of another patient or slide": elsewhere,
+        "a parent that is no coarser tile": no_coarser,
     }
     if "split" in table:
         faults[f"a split that is none of {', '.join(SPLITS)}"] = ~table["split"].isin(SPLITS)
-    if "parent" in table:
-        faults["a parent that is no path of the table"] = table["parent"].notna() & ~table["parent"].isin(named)
     told = [f"{what}: {_lines(where)}" for what, where in faults.items() if where.any()]
     if told:
         raise MadError(f"{path}: lines with " + "; lines with ".join(told))
-    split = (
-        table["split"] if "split" in table else table["patient_id"].map(lambda name: draw_split(name, fractions, seed))
-    )
-    read = pd.DataFrame(
-        {
-            "path": named,
-            "slide_id": table["slide_id"] if "slide_id" in table else table["patient_id"],
-            "patient_id": table["patient_id"],
-            "magnification": 10 / number if scale[0] == "mpp" else number,
-            "split": split,
-            "label": table["label"],
-            "parent": table["parent"] if "parent" in table else pd.Series(pd.NA, table.index, dtype="string"),
-        }
-    ).reset_index(drop=True)
-    _check_sides(read, path)
-    return read
+    split = table["split"] if "split" in table else patient.map(lambda name: draw_split(name, fractions, seed))
+    sides = split.groupby(patient).nunique()
+    if (sides > 1).any():
+        raise MadError(f"{path}: patient {sides.index[sides > 1][0]} has tiles in two splits; give them one")
+    columns = {
+        "path": named, "slide_id": slide, "patient_id": patient, "magnification": magnification, "split": split,
+        "label": table["label"], "parent": parent,
+    }  # fmt: skip
+    return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def _cells(path: Path) -> pd.DataFrame:
+    """The cells as text without blanks around it, NA where nothing is left; indexed by line, columns in lower case."""
+    if not path.is_file():
+        raise MadError(f"{path}: no such table of tiles")
+    mark = "\t" if path.suffix == ".tsv" else ","
+    try:
+        table = pd.read_csv(
+            path, sep=mark, header=None, dtype="string", skip_blank_lines=False, keep_default_na=False, na_values=[""]
+        )
+    except ValueError as error:  # empty, not UTF-8, or lines of more cells than the first
+        raise MadError(
+            f"{path}: cannot be read as a table ({str(error).strip()}); save it as UTF-8 text with the cells separated by {mark!r}"
+        ) from None
+    table = table.apply(lambda cells: cells.str.strip()).replace("", pd.NA)
+    table.index += 1  # as an editor counts the lines
+    names = table.iloc[0].str.lower()
+    table = table.loc[2:, names.notna()].set_axis(names.dropna().tolist(), axis=1)
+    if twice := sorted(set(table.columns[table.columns.duplicated()])):
+        raise MadError(f"{path}: has more than one column {', '.join(twice)} (case does not count); keep one of each")
+    return table
+
+
+def _snap(mpp: pd.Series, magnifications: Sequence[float], tolerance: float) -> pd.Series:
+    """The magnification of the ladder whose um/px a tile has, within a share of it; NaN where there is none."""
+    steps = np.asarray(magnifications, np.float64)
+    off = np.abs(mpp.fillna(np.inf).to_numpy()[:, None] * steps / 10 - 1)
+    nearest = np.where(off.min(axis=1) <= tolerance, steps[off.argmin(axis=1)], np.nan)
+    return pd.Series(nearest, mpp.index)
 
 
 def _lines(where: pd.Series) -> str:
@@ -84,26 +127,18 @@ def _lines(where: pd.Series) -> str:
     return ", ".join(lines[:SHOWN]) + (f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
 
 
-def _check_sides(table: pd.DataFrame, path: Path) -> None:
-    """No patient, and no parent with its child, on two sides."""
-    sides = table.groupby("patient_id")["split"].nunique()
-    if (sides > 1).any():
-        raise MadError(f"{path}: patient {sides.index[sides > 1][0]} has tiles in two splits")
-    split_of = dict(zip(table["path"], table["split"], strict=True))
-    child = table[table["parent"].notna()]
-    apart = child[child["split"] != child["parent"].map(split_of)]
-    if len(apart):
-        raise MadError(f"{path}: {apart['path'].iloc[0]} and its parent are in two splits")
-
-
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """An image file as RGB [h, w, 3].
+    """An image file of 8 bits as RGB [h, w, 3].
 
     Raises:
-        MadError: it is missing, or no image.
+        MadError: it is missing, no image, or not of 8 bits.
     """
     try:
         with Image.open(path) as image:
+            if image.mode not in MODES:
+                raise MadError(
+                    f"{path}: is an image of mode {image.mode}; tiles are 8-bit ({', '.join(MODES)}): convert it"
+                )
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise MadError(f"{path}: cannot be read as an image ({error}); the table names it") from None

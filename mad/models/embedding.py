@@ -14,6 +14,11 @@ from mad.models.encoders import Encoder
 from mad.progress import log
 
 CPU_BATCH, GPU_BATCH = 64, 256  # tiles per forward pass, where the configuration gives none
+NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+)  # what torch says of a CPU's, as a RuntimeError
 
 
 def embed_tiles(encoder: Encoder, images: Iterable[np.ndarray], batch: int | None, what: str) -> np.ndarray:
@@ -34,7 +39,9 @@ def embed_tiles(encoder: Encoder, images: Iterable[np.ndarray], batch: int | Non
         while done < len(tiles):
             try:
                 vectors = encoder(tiles[done : done + batch])
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not _is_memory(error):
+                    raise
                 if batch == 1:
                     raise MadError(f"{what}: one tile is too much for the memory of this device ({error})") from None
                 batch //= 2
@@ -48,6 +55,10 @@ def embed_tiles(encoder: Encoder, images: Iterable[np.ndarray], batch: int | Non
             parts.append(vectors)
             done += len(vectors)
     return np.concatenate(parts) if parts else np.zeros((0, encoder.audit["dim"]), np.float32)
+
+
+def _is_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in NO_MEMORY)
 
 
 def _stacks(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

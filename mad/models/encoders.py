@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from mad.config import Config
 from mad.config.model import EncoderConfig
 from mad.files import MadError
 from mad.models.export import load_exported
-from mad.models.hub import MissingWeightsError, hub_weights, local_weights
+from mad.models.hub import MissingWeightsError, check_local, hub_weights, local_weights
 from mad.models.precision import choose_dtype
 from mad.models.registry import PUBLISHED, Published
 from mad.models.vit import initial_backbone, mean_std
@@ -135,7 +136,8 @@ class TimmEncoder:
 class OwnEncoder:
     """A user's encoder: `python:MODULE:FACTORY`, where FACTORY(tile_px) gives a function from tiles to embeddings.
 
-    The function's own attribute `audit`, a dictionary, is written with the embeddings where it has one.
+    The function's own attribute `audit`, a dictionary, is written with the embeddings where it has one; it says nothing of `spec`,
+    `dim` and `status`. What FACTORY raises is let through.
     """
 
     def __init__(self, target: str, entry: EncoderConfig, tile_px: int) -> None:
@@ -143,16 +145,19 @@ class OwnEncoder:
         key = f"encoders: {entry.name!r} ({entry.spec})"
         sys.path.insert(0, str(Path.cwd()))  # a file beside the configuration is a module
         try:
-            self._embed = getattr(importlib.import_module(module), factory)(tile_px)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise MadError(
-                f"{key}: cannot be imported: {error}; name a module on the Python path and a function in it"
-            ) from error
+            try:
+                make = getattr(importlib.import_module(module), factory)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise MadError(
+                    f"{key}: cannot be imported: {error}; name a module on the Python path and a function in it"
+                ) from error
+            self._embed = make(tile_px)
         finally:
             sys.path.pop(0)
         self._key = key
         dim = self(np.zeros((1, tile_px, tile_px, 3), np.uint8)).shape[1]
-        self.audit: dict[str, Any] = {"spec": entry.spec, "dim": dim, **getattr(self._embed, "audit", {})}
+        self.audit: dict[str, Any] = {**getattr(self._embed, "audit", {}), "spec": entry.spec, "dim": dim}
+        self.audit.pop("status", None)  # that of an absent encoder
 
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
         vectors = np.asarray(self._embed(tiles), dtype=np.float32)
@@ -227,7 +232,14 @@ def _load_published(name: str, entry: EncoderConfig, tile_px: int) -> TimmEncode
         instead = f"download the weights where that is possible and set {key}.weights to their file"
         source = hub_weights(published.hub, f"{key}: {published.title}", instead)
     model = build_published(published, tile_px, entry.args)
-    load_weights(model, source.path)
+    try:
+        load_weights(model, source.path)
+    except MadError as error:  # it advises on the backbone of a run, which a published encoder has not
+        fault = re.split(r"[.;] [^.;]*\bbackbone\.(?:model|args)", str(error))[0]
+        raise MadError(
+            f"{key}.weights: {fault.replace('the backbone of this run', published.title)}. {published.title} takes the file of "
+            f"https://huggingface.co/{published.hub}, and no args that change its shape"
+        ) from None
     return TimmEncoder(model, entry, tile_px, published)
 
 
@@ -240,6 +252,7 @@ def _load_timm(source: str, entry: EncoderConfig, tile_px: int) -> nn.Module:
         except TypeError:  # a model without an input size of its own
             return timm.create_model(source, pretrained=True, **args)
     except (HfHubHTTPError, OSError) as error:
+        check_local(error, f"encoders: {entry.name!r} ({entry.spec})")
         raise MissingWeightsError(
             f"encoders: {entry.name!r} ({entry.spec}) cannot be had: {type(error).__name__}: {str(error)[:300]}. For a gated model "
             "accept its licence on its Hugging Face page and set HF_TOKEN; offline, download it and use spec local-dir:FOLDER"

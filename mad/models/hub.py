@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from huggingface_hub.errors import (
 )
 
 from mad.config.weights import WEIGHT_FILES, weights_file
-from mad.files import MadError
+from mad.files import MadError, StorageError
+
+LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO}  # faults of this machine, not of the hub
 
 
 class MissingWeightsError(MadError):
@@ -60,6 +63,18 @@ def card_licence(card: Path) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
+def check_local(error: Exception, key: str) -> None:
+    """Stop where a download failed for the machine's own reasons, such as a full disk: the weights can be had.
+
+    Raises:
+        StorageError: it did.
+    """
+    if isinstance(error, OSError) and error.errno in LOCAL:
+        raise StorageError(
+            f"{key}: cannot be downloaded to this machine ({error}); mend the disk or the folder HF_HOME, and run again"
+        ) from None
+
+
 def hub_weights(target: str, key: str, instead: str) -> Source:
     """The weights of OWNER/NAME[@REVISION] on the Hugging Face hub, from the cache where the hub is out of reach.
 
@@ -70,6 +85,7 @@ def hub_weights(target: str, key: str, instead: str) -> Source:
 
     Raises:
         MissingWeightsError: they are gated, absent or out of reach; the text says what would mend it.
+        StorageError: this machine cannot keep them.
     """
     repository, _, revision = target.partition("@")
     page = f"https://huggingface.co/{repository}"
@@ -93,6 +109,7 @@ def hub_weights(target: str, key: str, instead: str) -> Source:
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:
+            check_local(error, key)
             raise MissingWeightsError(
                 f"{key}: cannot be downloaded ({str(error)[:200]}); try again, or {instead}"
             ) from None

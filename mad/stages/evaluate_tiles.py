@@ -34,7 +34,13 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
     from mad.stages.evaluate import attempt, choose_device
     from mad.stages.report import write_table
 
-    table = read_tile_table(table_path, fractions=config.cohort.split.model_dump(), seed=config.seed)
+    table = read_tile_table(
+        table_path,
+        fractions=config.cohort.split.model_dump(),
+        seed=config.seed,
+        magnifications=config.tile.magnifications,
+        tolerance=config.tile.scale_tolerance,
+    )
     side = check_images(table, table_path.parent)
     sized = config.model_copy(update={"tile": config.tile.model_copy(update={"tile_px": side})})
     model = load_encoder(sized, encoder)

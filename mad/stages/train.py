@@ -106,7 +106,7 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     student, teacher = build_networks(entry, tile_px, seed, load)
     check_runtime(entry, student.backbone, ranks.world_size())
     lr_scales(student, entry)  # as the line above: whatever cannot be trained fails before an earlier run is moved away
-    sharded = sharding.is_wanted(entry, student.backbone)
+    sharded = sharding.is_wanted(entry)
     grid = patch_grid(student.backbone, tile_px) if entry.ibot.weight else None
     local_px = entry.views.local_px or local_crop_px(student.backbone, tile_px)
     samples_of = StreamSet if entry.loader == "stream" else TrainingSet
@@ -123,7 +123,9 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     precision = str(numerics.dtype).removeprefix("torch.")
     student.to(device)
     teacher.to(device)
-    saved = checkpoint.load_latest(folder / "checkpoints", identity, mapped=sharded)
+    with ranks.together(device):
+        saved = checkpoint.load_latest(folder / "checkpoints", identity, mapped=sharded)
+    checkpoint.check_same_step(folder / "checkpoints", saved, device)
     if first and not saved:
         standardise_head(student, teacher, first, numerics)
     if sharded:

@@ -47,10 +47,13 @@ class _Pile:
     """Views of one kind, copied into the tensors of a batch as they come: while an image is still in the processor's cache."""
 
     def __init__(self, first: views.Views, room: int) -> None:
-        self.size = 0
+        self.size, self._room = 0, room
         self._parts = [_space(part, room) for part in (first.teacher, first.student, first.local, first.masks)]
 
     def add(self, view: views.Views) -> None:
+        if self.size == self._room:
+            self._room *= 2
+            self._parts = [None if space is None else _larger(space, self._room) for space in self._parts]
         for space, part in zip(self._parts, (view.teacher, view.student, view.local, view.masks), strict=True):
             if space is not None and part is not None:
                 for place, image in enumerate(part):
@@ -66,9 +69,21 @@ def _space(part: Sequence[npt.NDArray[Any]] | npt.NDArray[Any] | None, room: int
     """Space for `room` samples with as many images (or masks) as `part`; [room, 0, 0, 0, 3] where it has none."""
     if part is None:
         return None
-    shape, dtype = (part[0].shape, part[0].dtype) if len(part) else ((0, 0, 3), np.uint8)
-    unused = _unused[(room, len(part), *shape), dtype]
-    return unused.pop() if unused else np.empty((room, len(part), *shape), dtype)
+    shape, dtype = (part[0].shape, part[0].dtype) if len(part) else ((0, 0, 3), np.dtype(np.uint8))
+    return _array((room, len(part), *shape), dtype)
+
+
+def _array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    unused = _unused[shape, dtype]
+    return unused.pop() if unused else np.empty(shape, dtype)
+
+
+def _larger(space: npt.NDArray[Any], room: int) -> npt.NDArray[Any]:
+    """Space for `room` samples that begins as `space`, which may be filled anew."""
+    larger = _array((room, *space.shape[1:]), space.dtype)
+    larger[: len(space)] = space
+    _unused[space.shape, space.dtype].append(space)
+    return larger
 
 
 def _lend(space: npt.NDArray[Any], size: int) -> Tensor:

@@ -17,7 +17,10 @@ from typing import Any
 
 import torch
 
-from mad.files import MadError, StorageError, atomic_path
+from mad.files import MadError, StorageError, atomic_path, unreadable
+from mad.progress import log
+from mad.training import ranks
+from mad.training.free_memory import is_exhaustion
 
 KEEP = 2
 
@@ -73,12 +76,21 @@ def load_latest(folder: Path, identity: dict[str, Any], *, mapped: bool = False)
 
     Raises:
         MadError: it belongs to another recipe or other data (`identity`), or no file can be read although some are there.
+        StorageError: the disk fails, which says nothing of the file.
+        RuntimeError, MemoryError: too little memory, likewise.
     """
     paths = found(folder)
     for path in reversed(paths):
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            if is_exhaustion(error):
+                raise
+            _read_through(path)
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            log(f"WARNING: {path} is passed over, it cannot be read: {reason}")
             continue
         if state["identity"] != identity:
             changed = "; ".join(differences(state["identity"], identity))
@@ -87,3 +99,32 @@ def load_latest(folder: Path, identity: dict[str, Any], *, mapped: bool = False)
     if paths:
         raise MadError(f"{folder}: none of {len(paths)} checkpoint(s) can be read; remove them to start the run anew")
     return None
+
+
+def _read_through(path: Path) -> None:
+    """Fail where it is the disk that fails: torch's reader makes one error of that and of a torn file.
+
+    Raises:
+        StorageError: the system cannot read the file.
+    """
+    try:
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def check_same_step(folder: Path, state: dict[str, Any] | None, device: torch.device) -> None:
+    """Fail where processes have loaded different checkpoints; every process takes part.
+
+    Raises:
+        MadError: their steps differ.
+    """
+    step = int(state["step"]) if state else 0
+    last, first = ranks.all_max(torch.tensor([step, -step], device=device)).tolist()
+    if last != -first:
+        raise MadError(
+            f"{folder}: this process resumes at step {step}, others between {-first} and {last}: they do not see the same files; "
+            "let all machines share this folder, or wait until its files are there on all, and run again"
+        )

@@ -72,6 +72,10 @@ class TrainingSet(Dataset[list[Views]]):
     def begin(self, step: int, rank: int) -> None:
         """Called before the first batch of `step` is asked for; what is read does not depend on it here."""
 
+    def trial(self) -> TrainingSet:
+        """The same, to be asked for a few samples only."""
+        return self
+
     def __getitem__(self, n: int) -> list[Views]:
         """Views of sample n."""
         return self._sample(n, *generators(self.seed, VIEW_STREAM, [n]))
@@ -93,7 +97,23 @@ class TrainingSet(Dataset[list[Views]]):
         return kind, [parent, *children]
 
 
-def _as_it_is(batch: Batch) -> Batch:
+class _Told(Dataset[list[Views]]):
+    """`data`, whose MadErrors are values: a `DataLoader` would put its own words and a traceback around those of its processes."""
+
+    def __init__(self, data: TrainingSet) -> None:
+        self.data = data
+
+    def __getitem__(self, n: int) -> list[Views]:
+        return self.data[n]
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch | MadError:
+        try:
+            return self.data.__getitems__(numbers)
+        except MadError as error:
+            return error
+
+
+def _as_it_is(batch: Batch | MadError) -> Batch | MadError:
     return batch
 
 
@@ -112,7 +132,7 @@ def batches(data: TrainingSet, *, start: int, rank: int, world: int, workers: in
     data.begin(start, rank)
     leaving = multiprocessing.RawValue("b", 0)
     loader = DataLoader(
-        data,
+        _Told(data),
         batch_sampler=numbers,  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
@@ -121,7 +141,14 @@ def batches(data: TrainingSet, *, start: int, rank: int, world: int, workers: in
     )
     iterator = iter(loader)
     weakref.finalize(iterator, setattr, leaving, "value", 1)  # with the iterator, at the latest when this process ends
-    return iterator
+    return _raised(iterator)
+
+
+def _raised(parts: Iterator[Batch | MadError]) -> Iterator[Batch]:
+    for part in parts:
+        if isinstance(part, MadError):
+            raise part
+        yield part
 
 
 def _quiet_worker(leaving: Any, _: int) -> None:

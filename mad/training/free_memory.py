@@ -7,8 +7,15 @@ from pathlib import Path
 
 import torch
 
+SCARCE = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")  # torch's words
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether an allocation has failed."""
+    certain = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return certain or any(words in str(error).lower() for words in SCARCE)
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:

@@ -114,11 +114,16 @@ def check_finite(value: Tensor, what: str, step: int, tiles: list[str]) -> float
     """`value` as a number, the same on all processes; called before optimiser and teacher change.
 
     Raises:
-        MadError: it is NaN or infinite on any process; names the step and this process's tiles.
+        MadError: it is NaN or infinite on any process; names the step and, where it is this one's, its tiles.
     """
     value = value.detach()
-    bad = ranks.all_max((~torch.isfinite(value)).float())
-    if bad:
+    finite = torch.isfinite(value)
+    if ranks.all_max((~finite).float()):
+        if finite:
+            raise MadError(
+                f"train: {what} is not finite on another process at step {step}, before the weights were changed; that one names "
+                "its tiles, and this one stops with it"
+            )
         shown = ", ".join(tiles[:20]) + (f" and {len(tiles) - 20} more" if len(tiles) > 20 else "")
         raise MadError(
             f"train: {what} is {float(value)} at step {step}, before the weights were changed; tiles: {shown}. Lower lr, or "

@@ -2,7 +2,8 @@
 
 Weights, gradients, AdamW's two moments and the teacher are counted; activations are measured: the bytes that autograd keeps
 for the backward pass of one and of two samples, read by `torch.autograd.graph.saved_tensors_hooks`. Of a sharded network a
-process counts its own part, and the two blocks or heads that are whole at a time. Temporary tensors and
+process counts its own part, and the two blocks or heads that are whole at a time. Over several passes the teacher's targets of
+all of them, [N, K] of views and masked patches, are counted too. Temporary tensors and
 what the allocator does not give back come on top: on a CPU glibc's heap may hold several times as much, unless the
 environment sets MALLOC_MMAP_THRESHOLD_=500000.
 """
@@ -23,11 +24,11 @@ from mad.progress import log
 from mad.training import ranks
 from mad.training.batch import Batch
 from mad.training.data import TrainingSet
-from mad.training.free_memory import free_bytes
+from mad.training.free_memory import free_bytes, is_exhaustion
 from mad.training.sharding import gathered_bytes, is_sharded, own
 
 TRIAL_STEPS = 64  # enough that every kind has had its turn, unless it hardly counts
-SCARCE = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")  # torch's words
+COPIES = 4  # of the teacher's scores while they are balanced: by pass, in one piece, their logarithm, a temporary one
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class MemoryEstimate:
     fixed: int
     per_sample: int
     samples: int
+    targets: int = 0
 
     @property
     def activations(self) -> int:
@@ -48,19 +50,25 @@ class MemoryEstimate:
         return self.fixed + self.per_sample * self.samples
 
     @property
+    def passing(self) -> int:
+        """Beside networks, gradients and moments: the targets of all passes are there in each, and were balanced before."""
+        return max(self.activations + self.targets, COPIES * self.targets)
+
+    @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.moments + self.teacher + self.activations
+        return self.weights + self.gradients + self.moments + self.teacher + self.passing
 
     @property
     def to_come(self) -> int:
         """What the first step adds to the networks."""
-        return self.gradients + self.moments + self.activations
+        return self.gradients + self.moments + self.passing
 
     def __str__(self) -> str:
         parts = {"weights": self.weights, "gradients": self.gradients, "AdamW": self.moments, "teacher": self.teacher}
         listed = ", ".join(f"{name} {size(value)}" for name, value in parts.items())
         kept = f"activations {size(self.activations)} for {self.samples} samples of {size(self.per_sample)}"
+        kept += f", targets of all passes {size(self.targets)}" if self.targets else ""
         return f"{size(self.total)} ({listed}, {kept})"
 
 
@@ -71,7 +79,7 @@ def size(num_bytes: float) -> str:
 
 def estimate_memory(
     student: nn.Module, teacher: nn.Module, batches: list[list[Batch]], loss: Callable[[Batch], Tensor], samples: int,
-    copies: int = 1, passes: int = 1,
+    copies: int = 1, passes: int = 1, targets: int = 0,
 ) -> MemoryEstimate:  # fmt: skip
     """What a step of `samples` samples per pass needs.
 
@@ -81,6 +89,7 @@ def estimate_memory(
         loss: One forward pass, graph included.
         copies: Of the gradients: 2 under DistributedDataParallel, whose buckets hold them once more.
         passes: Of a step. The gradients of a sharded network are whole until the last of several.
+        targets: Bytes of the teacher's targets of all passes; 0 for a single one, among whose activations they are.
     """
     trained = [p for p in student.parameters() if p.requires_grad]
     gradients = copies * _num_bytes(map(own, trained))
@@ -91,7 +100,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=_num_bytes(map(own, student.parameters())) + gathered_bytes(student), gradients=gradients,
         moments=2 * _num_bytes(map(own, trained)), teacher=_num_bytes(map(own, teacher.parameters())) + gathered_bytes(teacher),
-        fixed=fixed, per_sample=per_sample, samples=samples,
+        fixed=fixed, per_sample=per_sample, samples=samples, targets=targets,
     )  # fmt: skip
 
 
@@ -99,8 +108,21 @@ def _num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def target_bytes(run: RunConfig, batches: list[list[Batch]], samples: int) -> int:
+    """Bytes of the teacher's targets of `samples` samples, of views and masked patches; `batches` as for `estimate_memory`."""
+    share = run.ibot.probability * sum(run.ibot.ratio) / 2
+    prototypes = run.head.prototypes, run.ibot.prototypes or run.head.prototypes
+    found = []
+    for one, _ in batches:
+        views = sum(group.teacher.shape[0] * group.teacher.shape[1] for group in one.groups)
+        patches = sum(group.masks.numel() for group in one.groups if group.masks is not None and group.kind != "pair")
+        found.append(4 * samples * (views * prototypes[0] + round(patches * share * prototypes[1])))
+    return max(found)
+
+
 def trial_batches(data: TrainingSet) -> list[list[Batch]]:
     """Of each kind of sample in a run's first batches: one, and the same one twice."""
+    data = data.trial()
     first: dict[str, int] = {}
     for n in range(min(data.run.steps, TRIAL_STEPS) * data.run.batch):
         first.setdefault(data.order[n][0], n)
@@ -144,7 +166,9 @@ def announce_memory(
     """Log what a step of `passes` passes will need beside what is free; every process takes part."""
     run, world, device = data.run, ranks.world_size(), next(student.parameters()).device
     samples, copies = run.batch // world // passes, 1 if world == 1 or is_sharded(student) else 2
-    estimate = estimate_memory(student, teacher, trial_batches(data), loss, samples, copies, passes)
+    trials = trial_batches(data)
+    targets = target_bytes(run, trials, samples * passes) if passes > 1 else 0
+    estimate = estimate_memory(student, teacher, trials, loss, samples, copies, passes, targets)
     free = free_bytes(device)
     if ranks.rank() == 0:
         known = "" if free is None else f"; free on {device}, the networks being there: {size(free)}"
@@ -166,8 +190,7 @@ def memory_errors(run: RunConfig, device: torch.device) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        certain = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not certain and not any(words in str(error).lower() for words in SCARCE):
+        if not is_exhaustion(error):
             raise
         free = free_bytes(device)
         known = "" if free is None else f" ({size(free)} are free)"

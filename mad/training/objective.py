@@ -142,8 +142,16 @@ def loss_names(run: RunConfig, kinds: list[str]) -> list[str]:
     return names + ([f"{spread}, weight {run.koleo:g}, per view position"] if run.koleo else [])
 
 
-Targets = list[Tensor]
-"""The teacher's probabilities of a batch: [N, K] of its views and, where patches are masked, [M, K] of those patches."""
+@dataclass(frozen=True)
+class Targets:
+    """What the student's scores of one pass are compared with.
+
+    `probabilities` are the teacher's: [N, K] of its views and, where patches are masked, [M, K] of those patches. `counts`: how
+    many samples (DINO) and images (iBOT) all processes average over, per pass: the sum over the step's passes, shared by them.
+    """
+
+    probabilities: list[Tensor]
+    counts: Tensor
 
 
 def teach(
@@ -158,7 +166,8 @@ def teach(
 
     Under `centring: ema` the student's buffers move on to the centres that the next step will use.
     """
-    return _balance(student, teacher, [_ask(teacher, batch, numerics)[0] for batch in batches], run, teacher_temp)
+    taught = [_ask(teacher, batch, numerics)[0] for batch in batches]
+    return _balance(student, teacher, batches, taught, run, teacher_temp)
 
 
 def step_loss(
@@ -178,7 +187,7 @@ def step_loss(
     context: list[Tensor] = []
     if targets is None:
         taught, context = _ask(teacher, batch, numerics)
-        (targets,) = _balance(student, teacher, [taught], run, teacher_temp)
+        (targets,) = _balance(student, teacher, [batch], [taught], run, teacher_temp)
     large = [
         context[place] if context and part.full_size is group.teacher else numerics.images(part.full_size)
         for place, (group, part) in enumerate(zip(groups, shown, strict=True))
@@ -195,7 +204,7 @@ def step_loss(
         count, teacher_views = group.teacher.shape[:2]
         student_views, local_views = part.full_size.shape[1], group.local.shape[1]
         rows = slice(at_target, at_target := at_target + count * teacher_views)
-        q = targets[0][rows].unflatten(0, (count, teacher_views))
+        q = targets.probabilities[0][rows].unflatten(0, (count, teacher_views))
         rows = slice(at_large, at_large := at_large + count * student_views)
         p = scores[0][rows].unflatten(0, (count, student_views))
         by_kind[group.kind] = embeddings[0][rows].unflatten(0, (count, student_views))
@@ -203,11 +212,11 @@ def step_loss(
             local = scores[1][at_small : (at_small := at_small + count * local_views)]
             p = torch.cat([p, local.unflatten(0, (count, local_views))], dim=1)
         per_sample.append(dino_cross_entropy(p, q, part.terms.to(p.device), run.student_temp))
-    dino = _global_mean(torch.cat(per_sample), sum(map(len, per_sample)))
+    dino = _global_mean(torch.cat(per_sample), targets.counts[0])
     ibot = torch.zeros_like(dino)
     if masks is not None:
-        per_image = patch_cross_entropy(scores[-1], targets[1], masks, run.student_temp)
-        ibot = _global_mean(per_image, sum(len(part.full_size) * part.shared for part in shown))
+        per_image = patch_cross_entropy(scores[-1], targets.probabilities[1], masks, run.student_temp)
+        ibot = _global_mean(per_image, targets.counts[1])
     spread = _spread(by_kind, embeddings[0], run) if run.koleo else torch.zeros_like(dino)
     total = dino + run.koleo * spread
     return StepLoss(total + run.ibot.weight * ibot if masks is not None else total, dino, ibot, spread)
@@ -235,11 +244,17 @@ def _ask(teacher: nn.Module, batch: Batch, numerics: Numerics) -> tuple[list[Ten
 
 @torch.no_grad()
 def _balance(
-    student: nn.Module, teacher: nn.Module, taught: list[list[Tensor]], run: RunConfig, temperature: float
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: list[Batch],
+    taught: list[list[Tensor]],
+    run: RunConfig,
+    temperature: float,
 ) -> list[Targets]:
     """Scores of the batches of a step to their targets; moves the student's centres."""
     network = student.module if isinstance(student, nn.parallel.DistributedDataParallel) else student
-    targets: list[Targets] = [[] for _ in taught]
+    counts = _counts(batches, taught[0][0].device)
+    targets = [Targets([], counts) for _ in taught]
     for centre, *parts in zip(CENTRES, *taught, strict=False):
         scores = _joined(parts)
         if run.centring == "ema":
@@ -248,14 +263,21 @@ def _balance(
         else:
             balanced = sinkhorn_knopp(scores, temperature, distributed=ranks.world_size() > 1)
         for own, part in zip(targets, balanced.split([len(part) for part in parts]), strict=True):
-            own.append(part)
+            own.probabilities.append(part)
     return targets
 
 
-def _global_mean(values: Tensor, count: int) -> Tensor:
+def _counts(batches: list[Batch], device: torch.device) -> Tensor:
+    """`Targets.counts` of a step of these batches."""
+    groups = [group for batch in batches for group in batch.groups]
+    samples = sum(len(group.teacher) for group in groups)
+    images = sum(group.teacher.shape[0] * group.teacher.shape[1] for group in groups if group.kind != "pair")
+    return ranks.all_sum(torch.tensor([float(samples), float(images)], device=device)).clamp_min(1) / len(batches)
+
+
+def _global_mean(values: Tensor, count: Tensor) -> Tensor:
     """The sum of `values` over the `count` of all processes, times their number: gradients are averaged over processes."""
-    total = ranks.all_sum(torch.tensor(float(count), device=values.device))
-    return values.sum() * ranks.world_size() / total.clamp_min(1)
+    return values.sum() * ranks.world_size() / count
 
 
 def _spread(by_kind: dict[str, Tensor], embeddings: Tensor, run: RunConfig) -> Tensor:

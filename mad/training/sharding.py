@@ -26,15 +26,14 @@ from mad.config.training import STANDALONE, RunConfig
 from mad.files import MadError
 from mad.models.heads import Network
 from mad.training import ranks
-from mad.training.parallel import blocks, keeps_statistics
+from mad.training.parallel import blocks
 
 
-def is_wanted(run: RunConfig, backbone: nn.Module) -> bool:
+def is_wanted(run: RunConfig) -> bool:
     """Whether this run is sharded: it asks for it, and has more than one process.
 
     Raises:
-        MadError: processes would see different kinds of views, and wait for each other's blocks for ever; or the backbone
-            keeps running statistics, which would differ from process to process.
+        MadError: processes would see different kinds of views, and wait for each other's blocks for ever.
     """
     if run.runtime.parallel != "fsdp" or ranks.world_size() == 1:
         return False
@@ -43,11 +42,6 @@ def is_wanted(run: RunConfig, backbone: nn.Module) -> bool:
         raise MadError(
             f"runs.{run.name}.runtime.parallel: 'fsdp' needs the same kinds of views on every process, which mix_mode 'within' "
             "does not give; set mix_mode: alternate, or parallel: ddp"
-        )
-    if keeps_statistics(backbone):
-        raise MadError(
-            f"runs.{run.name}.runtime.parallel: {type(backbone).__name__} has batch norms, whose statistics 'fsdp' does not "
-            "share; set it to ddp"
         )
     return True
 

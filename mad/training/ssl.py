@@ -28,11 +28,13 @@ def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3, *, d
     underflow in fp32. The constant factors K and N cancel and are left out. With `distributed`, sums over n run over the
     samples of all processes.
     """
-    log_q = scores.float() / temperature
+    log_q = scores.to(torch.float32, copy=True).div_(
+        temperature
+    )  # in place: K is large, and so are scores of masked patches
     for _ in range(iterations):
-        log_q = log_q - _logsumexp_over_samples(log_q, distributed)
+        log_q -= _logsumexp_over_samples(log_q, distributed)
         log_q = log_q.log_softmax(dim=1)
-    return log_q.exp()
+    return log_q.exp_()
 
 
 def _logsumexp_over_samples(values: Tensor, distributed: bool) -> Tensor:
@@ -41,7 +43,7 @@ def _logsumexp_over_samples(values: Tensor, distributed: bool) -> Tensor:
     peak = values.amax(dim=0, keepdim=True) if len(values) else values.new_full((1, values.shape[1]), -torch.inf)
     if distributed:
         peak = ranks.all_max(peak)
-    total = torch.exp(values - peak).sum(dim=0, keepdim=True)
+    total = (values - peak).exp_().sum(dim=0, keepdim=True)
     return peak + torch.log(ranks.all_sum(total) if distributed else total)
 
 
@@ -153,11 +155,6 @@ def by_position(spread: Callable[[Tensor], Tensor], embeddings: Tensor) -> Tenso
     Views of one sample never meet: siblings of one parent, or two crops of one tile, must not repel each other.
     """
     return torch.stack([spread(embeddings[:, s]) for s in range(embeddings.shape[1])]).mean()
-
-
-def koleo_by_position(embeddings: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """KoLeo `by_position`."""
-    return by_position(lambda x: koleo(x, epsilon), embeddings)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ resumed run goes on with other ones.
 
 from __future__ import annotations
 
+import copy
 import random
 import shlex
 import tarfile
@@ -88,6 +89,12 @@ class StreamSet(TrainingSet):
         self._begun = (step, rank)
         if step and rank == 0:
             log(f"{self.run.name}: loader: stream goes on with other samples than an unbroken run would have seen")
+
+    def trial(self) -> StreamSet:
+        """The same with streams of its own, which read ahead no further than they must."""
+        other = copy.copy(self)
+        other.run, other._open = self.run.model_copy(update={"shuffle_buffer": 1}), {}
+        return other
 
     def tiles(self, n: int, rng: np.random.Generator) -> tuple[str, Sequence[Any]]:
         """Kind of sample n, and the tiles of the next sample of this kind."""
