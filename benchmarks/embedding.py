@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 from training import matmul_rate
 
-from mad.config.model import EncoderConfig
+from mad.config.encoders import EncoderConfig
 from mad.config.training import BackboneConfig
 from mad.files import read_json, read_parquet
 from mad.models.embedding import CPU_BATCH, embed_tiles

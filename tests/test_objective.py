@@ -20,7 +20,8 @@ from mad.stages import train
 from mad.training import loop
 from mad.training.data import TrainingSet, batches
 from mad.training.index import load_index
-from mad.training.objective import Numerics, loss_names, present, step_loss
+from mad.training.loss_names import loss_names
+from mad.training.objective import Numerics, present, step_loss
 from mad.training.ssl import sinkhorn_knopp
 
 IBOT = {"weight": 1.0, "head": "separate", "prototypes": 12, "bottleneck": 8}

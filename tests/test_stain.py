@@ -5,7 +5,7 @@ import pytest
 from skimage.color import hed2rgb, rgb2hed
 from skimage.color.colorconv import hed_from_rgb, rgb_from_hed
 
-from mad.config.training import PhotometricConfig
+from mad.config.views import PhotometricConfig
 from mad.training import stain, views
 
 # scikit-image's amount of each stain per optical density, of which black has 6

@@ -24,7 +24,8 @@ from mad.training import loop
 from mad.training.data import TrainingSet, batches
 from mad.training.health import choose_health_set
 from mad.training.index import load_index
-from mad.training.objective import Numerics, loss_names, step_loss
+from mad.training.loss_names import loss_names
+from mad.training.objective import Numerics, step_loss
 from mad.training.optimiser import build_optimiser
 from mad.training.records import append_lines
 

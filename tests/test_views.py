@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mad.config.training import PhotometricConfig, ViewsConfig
+from mad.config.views import PhotometricConfig, ViewsConfig
 from mad.training import views
 
 NONE = PhotometricConfig(jitter=0, grayscale=0, blur=(0, 0, 0), solarize=0)

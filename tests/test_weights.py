@@ -394,3 +394,14 @@ def test_a_checkpoint_of_ours_with_all_its_heads_gives_its_teacher(tmp_path):
     assert set(loaded.left_out) == {"head", "patch_head", "centre", "patch_centre"}
     for name, value in model.state_dict().items():
         assert torch.equal(value, network.backbone.state_dict()[name])
+
+
+def test_a_safetensors_header_may_begin_like_a_page(tmp_path):
+    """Its length, 15,392, is stored as the bytes " <"."""
+    path = tmp_path / "model.safetensors"
+    for padding in range(15000, 15392):
+        save_file({"cls_token": torch.ones(2)}, path, metadata={"text": "x" * padding})
+        if path.read_bytes().startswith(b" <"):
+            break
+    assert path.read_bytes().startswith(b" <")
+    assert torch.equal(read_tensors(path)["cls_token"], torch.ones(2))

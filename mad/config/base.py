@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+SLUG = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
+
 
 class Section(BaseModel):
     """One section of `config.yaml`. The string under each field is its description in the generated schema."""

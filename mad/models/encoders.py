@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mad.config import Config
-from mad.config.model import EncoderConfig
+from mad.config.encoders import EncoderConfig
 from mad.files import MadError
 from mad.models.export import load_exported
 from mad.models.hub import MissingWeightsError, check_local, hub_weights, local_weights

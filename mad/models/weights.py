@@ -15,7 +15,6 @@ model's grid; so does Meta for its models with registers (those without were pub
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,17 +23,14 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mad.files import MadError, Pathlike
-
-Tensors = dict[str, Tensor]
+from mad.models.tensors import Tensors, read_tensors, some_names
 
 # What a checkpoint may hold beside its backbone: Meta's heads, classifiers, and what mad.models.heads.Network has.
 HEADS = ("dino_head", "ibot_head", "head", "classifier", "patch_head", "centre", "patch_centre")
-NAMED = 4  # names that an error shows
 META = [
     (r"^register_tokens$", "reg_token"),
     (r"^blocks\.\d+\.(\d+)\.(?=norm|attn|ls|mlp)", r"blocks.\1."),  # in a chunk a block keeps its own number
@@ -105,64 +101,6 @@ def load_weights(model: nn.Module, path: Pathlike) -> Loaded:
     model.load_state_dict(tensors, strict=True)
     heads = tuple(sorted({name.split(".")[0] for name in left_out}))
     return Loaded(naming, None if mask_token is None else mask_token.flatten(), grid, heads)
-
-
-def read_tensors(path: Path) -> Tensors:
-    """The tensors in a file, fp32, as they are named there; of a training checkpoint the teacher's.
-
-    Raises:
-        MadError: there is no such file, it is damaged or no file of weights, would have to be executed, or holds no tensors or
-            numbers that are not finite.
-    """
-    if not path.is_file():
-        raise MadError(f"{path}: no such file of weights")
-    content = _load(path)
-    while isinstance(content, dict):
-        inner = next((content[key] for key in ("teacher", "model", "state_dict") if _is_dict(content, key)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
-        held = ", ".join(map(str, list(content)[:NAMED])) if isinstance(content, dict) else type(content).__name__
-        raise MadError(f"{path}: holds no dictionary of weights, but {held or 'nothing'}")
-    if broken := [name for name, value in content.items() if value.is_floating_point() and not value.isfinite().all()]:
-        raise MadError(f"{path}: {_some(broken)} hold numbers that are not finite; take an earlier checkpoint")
-    tensors = {
-        re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in content.items()
-    }
-    if any(name.startswith("teacher.") for name in tensors):
-        tensors = {name[len("teacher.") :]: tensor for name, tensor in tensors.items() if name.startswith("teacher.")}
-    return {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
-
-
-def _load(path: Path) -> Any:
-    """What a file of weights holds, nothing of it executed."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip()
-    if start.startswith(b"version https://git-lfs"):
-        raise MadError(f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
-    if start.startswith(b"<"):
-        raise MadError(f"{path}: is a web page, not weights; a gated file was asked for without a token, perhaps")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler makes of damaged bytes
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
-            raise MadError(
-                f"{path}: cannot be read without executing what is in it ({_first_line(error)}); whoever trusts the "
-                "file can save its weights alone, with safetensors.torch.save_file"
-            ) from None
-        raise MadError(f"{path}: no readable weights ({_first_line(error)}); was the download complete?") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _is_dict(content: dict[Any, Any], key: str) -> bool:
-    return isinstance(content.get(key), dict)
 
 
 def to_timm(tensors: Tensors, places: Iterable[str] = ()) -> tuple[str, Tensors]:
@@ -285,7 +223,7 @@ def _check_fit(tensors: Tensors, places: Tensors, path: Path) -> None:
         if name in tensors and tensors[name].shape != place.shape
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    told = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
+    told = "; ".join(f"{what}: {some_names(names)}" for what, names in faults.items() if names)
     if not told:
         return
     if "fc_norm.weight" in missing and "norm.weight" in unexpected:
@@ -295,11 +233,6 @@ def _check_fit(tensors: Tensors, places: Tensors, path: Path) -> None:
     else:
         mend = "Set the backbone.model and backbone.args that they were made with"
     raise MadError(f"{path} does not fit the backbone of this run; {told}. {mend}")
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")
 
 
 def _check_heads(shape: Shape | None, model: Any, path: Path) -> None:

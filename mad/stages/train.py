@@ -42,7 +42,8 @@ from mad.training.data import TrainingSet
 from mad.training.health import HealthSet, choose_health_set, find_warnings, forward
 from mad.training.index import load_index
 from mad.training.loop import Interrupted, Run, build_networks, train
-from mad.training.objective import Numerics, loss_names
+from mad.training.loss_names import loss_names
+from mad.training.objective import Numerics
 from mad.training.optimiser import build_optimiser, describe_rates, lr_scales
 from mad.training.parallel import check_runtime, num_passes, spread_note, spread_over
 from mad.training.records import METRICS, TENSORBOARD, read_metrics, require_tensorboard, trim_metrics

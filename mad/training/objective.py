@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mad.config.training import STANDALONE, RunConfig
+from mad.config.training import RunConfig
 from mad.training import ranks
 from mad.training.batch import Batch, Group
 from mad.training.ssl import (
@@ -105,41 +105,6 @@ def num_views(batch: Batch) -> int:
         for group in batch.groups
         for view in (group.teacher, present(group).full_size, group.local)
     )
-
-
-def loss_names(run: RunConfig, kinds: list[str]) -> list[str]:
-    """The losses of a run in words, for its model card."""
-    crops, ibot = run.views, run.ibot
-    targets = {"sinkhorn": "Sinkhorn-Knopp targets", "ema": f"targets centred by EMA {run.centre_momentum:g}"}[
-        run.centring
-    ]
-    cross = f"DINO cross-entropy, {targets}, K = {run.head.prototypes}"
-    multicrop = f"{cross}: multi-crop, {crops.global_crops} global + {crops.local_crops} local"
-    pairs = [] if run.method == "dinov2" else [kind for kind in kinds if kind != STANDALONE]
-    cropped = [kind for kind in kinds if kind not in pairs]
-    names = []
-    if pairs:
-        names.append(
-            f"{cross}: {run.children} children against {PARENT_VIEWS} views of their parent ({', '.join(pairs)})"
-        )
-        if run.method == "mad_global":
-            names[0] += "; the student also sees these views of the parent, each against the teacher's other one"
-    if cropped:
-        names.append(f"{multicrop} ({'standalone tiles' if pairs else ', '.join(cropped)})")
-    if ibot.weight:
-        seen = ["the student's views of parents"] if run.method == "mad_global" and pairs else []
-        seen += ["global crops"] if cropped else []
-        head = (
-            "the shared head"
-            if ibot.head == "shared"
-            else f"its own head, K = {ibot.prototypes or run.head.prototypes}"
-        )
-        names.append(
-            f"iBOT, weight {ibot.weight:g}, {targets}, {head}: {ibot.probability:.0%} of {' and '.join(seen)} lose "
-            f"{ibot.ratio[0]:.0%} to {ibot.ratio[1]:.0%} of their patches"
-        )
-    spread = {"koleo": "KoLeo", "kde": f"KDE uniformity (kappa {run.kde_kappa:g})"}[run.spread]
-    return names + ([f"{spread}, weight {run.koleo:g}, per view position"] if run.koleo else [])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mad.config.training import PhotometricConfig, ViewsConfig
+from mad.config.views import PhotometricConfig, ViewsConfig
 from mad.training.stain import Image, jitter_stain
 
 LUMA = np.array([0.299, 0.587, 0.114])
