@@ -5,6 +5,7 @@ into a change of the update wherever a gradient is near 0. Weights are therefore
 step at these learning rates, and losses to 1e-4 relatively.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import fakes
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 from mad.config.training import RunConfig
 from mad.files import MadError, StorageError
@@ -155,6 +157,29 @@ def test_a_stopped_run_goes_on_under_any_layout(config_of):
     teacher = {name.removeprefix("backbone."): tensor for name, tensor in states[0]["teacher"].items()}
     exported = outcome(config)[1]
     assert all(torch.equal(teacher[name], tensor) for name, tensor in exported.items())
+
+
+@pytest.mark.parametrize("fault", ["stop", "error"])
+def test_no_replica_outlives_its_group(config_of, fault):
+    """Else its reducer would end the group, which waits for ever in one stop of ten on a busy machine."""
+    config = config_of("left", {"parallel": "ddp"})
+
+    def work(rank):
+        destroy = ranks.dist.destroy_process_group
+
+        def check():
+            alive = [thing for thing in gc.get_objects() if isinstance(thing, DistributedDataParallel)]
+            destroy()
+            os._exit(50 + len(alive))
+
+        ranks.dist.destroy_process_group = check
+        if fault == "stop":
+            train_until(config, 1)(rank)
+        else:
+            break_loss(rank)
+            train.run(config, "tiny")
+
+    assert processes(2, work) == [50, 50]
 
 
 def layout_of(value):

@@ -7,6 +7,7 @@ after `start`, so that pure functions can ask `world_size` anywhere.
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -46,9 +47,23 @@ def process_group() -> Iterator[torch.device]:
     try:
         yield device
         barrier()  # nobody leaves while another still talks
+    except BaseException as error:
+        if join:
+            _forget_frames(error)
+        raise
     finally:
         if join:
             dist.destroy_process_group()
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Empty the frames that an error and those before it keep alive, a DDP model among their variables.
+
+    A reducer that outlives its group would end it, holding Python's lock while it joins a thread that may wait for that lock.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def barrier() -> None:
