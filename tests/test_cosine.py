@@ -64,5 +64,19 @@ def test_zero_rows_have_cosine_zero() -> None:
     assert aligned_cosines(np.zeros((1, 3)), np.ones((2, 3)), np.array([0, 0])).tolist() == [0, 0]
 
 
+def test_collapsed_embeddings_have_cosine_one_everywhere() -> None:
+    parents, children, parent_of, *groups = make(5)
+    found = pair_sums(np.full_like(parents, 3), np.full_like(children, 3), parent_of, *groups, 4)
+    assert found.other_sum == pytest.approx(found.other_count)
+    assert found.aligned_sum == pytest.approx(found.aligned_count)
+
+
+def test_a_row_that_is_not_finite_is_named() -> None:
+    parents, children, parent_of, *groups = make(6)
+    children[7, 2] = np.nan
+    with pytest.raises(ValueError, match="row 7 holds NaN or infinite"):
+        pair_sums(parents, children, parent_of, *groups, 4, chunk=5)
+
+
 def test_empty_groups_are_zero() -> None:
     assert group_sums(np.ones((3, 2), np.float32), np.array([0, 2, 2]), 4)[[1, 3]].tolist() == [[0, 0], [0, 0]]

@@ -54,6 +54,44 @@ def test_copies_equal_a_bank_with_repeated_rows() -> None:
         assert found[run].tolist() == brute(bank[repeated], labels[repeated], queries, 20, 4)
 
 
+@given(st.integers(0, 1000))
+def test_banks_of_whole_patients_equal_banks_of_their_own(seed: int) -> None:
+    """Neighbours of one patient, who may be left out or come twice: the parts' first k hold none of the run's."""
+    bank, labels, queries = make(seed, num_rows=120, num_queries=20)
+    generator = np.random.default_rng(seed)
+    patient = np.sort(generator.integers(0, 6, len(labels)))
+    bank += 3 * generator.normal(size=(6, 8)).astype(np.float32)[patient]
+    copies = generator.multinomial(6, [1 / 6] * 6, size=4)[:, patient]
+    copies = copies[copies.sum(1) > 0]
+    found = knn_predict(bank, labels, queries, k=7, num_classes=4, copies=copies, query_chunk=9, bank_chunk=25)
+    for run, times in enumerate(copies):
+        repeated = np.repeat(np.arange(len(labels)), times)
+        assert found[run].tolist() == brute(bank[repeated], labels[repeated], queries, 7, 4)
+
+
+def test_a_class_without_rows_is_never_predicted() -> None:
+    bank, labels, queries = make(4)
+    kept = labels != 2
+    found = knn_predict(bank[kept], labels[kept], queries, num_classes=4)
+    assert found.tolist() == [brute(bank[kept], labels[kept], queries, 20, 4)] and 2 not in found
+
+
+def test_collapsed_embeddings_get_a_class_of_the_bank() -> None:
+    found = knn_predict(np.ones((30, 3)), np.full(30, 1), np.ones((4, 3)), num_classes=3, bank_chunk=8)
+    assert found.tolist() == [[1, 1, 1, 1]]
+
+
+def test_rows_that_are_not_finite_are_named() -> None:
+    bank, labels, queries = make(5)
+    broken = bank.copy()
+    broken[77, 1] = np.nan
+    with pytest.raises(ValueError, match="row 77 holds NaN"):
+        knn_predict(broken, labels, queries, num_classes=4, bank_chunk=50)
+    queries[3] = np.inf
+    with pytest.raises(ValueError, match="row 3 holds NaN or inf"):
+        knn_predict(bank, labels, queries, num_classes=4)
+
+
 def test_length_does_not_matter() -> None:
     bank, labels, queries = make(2)
     longer = bank * np.random.default_rng(0).uniform(0.5, 9, (len(bank), 1)).astype(np.float32)

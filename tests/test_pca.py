@@ -33,5 +33,19 @@ def test_constant_rows_have_no_variance_and_one_row_is_refused() -> None:
         fit_pca(np.ones((1, 3)), 2)
 
 
+def test_a_row_that_is_not_finite_is_named() -> None:
+    features = np.ones((9, 3), np.float32)
+    features[6, 1] = np.nan
+    with pytest.raises(ValueError, match="row 6 holds NaN"):
+        fit_pca(features, chunk=4)
+
+
+def test_memory_mapped_embeddings_are_read_as_others(tmp_path) -> None:
+    features = np.random.default_rng(2).normal(size=(50, 4)).astype(np.float32)
+    np.save(tmp_path / "features.npy", features)
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
+    assert (fit_pca(mapped, chunk=7).components == fit_pca(features, chunk=7).components).all()
+
+
 def test_fewer_dimensions_than_components() -> None:
     assert fit_pca(np.random.default_rng(0).normal(size=(9, 1)), 2).components.shape == (1, 1)

@@ -8,7 +8,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from mad.evaluation.probe import _Order, choose_sound_probe, cross_entropy, paper_probe, sound_probe, standardisation
+from mad.evaluation.probe import _Order, choose_sound_probe, cross_entropy, paper_probe, sound_probe, sound_probes
+from mad.evaluation.standardised import standardisation
 
 
 def make(seed: int, num_rows: int = 400, dim: int = 6, gap: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
@@ -120,6 +121,67 @@ def test_constant_dimensions_stay_finite() -> None:
     mean, std = standardisation(features, chunk=100)
     assert std[2] == 1 and mean[2] == pytest.approx(7)
     assert torch.isfinite(sound_probe(features, labels, num_classes=3, strength=1e-3).weight).all()
+
+
+def test_all_strengths_at_once_are_the_optima_of_each_alone() -> None:
+    features, labels = make(10)
+    strengths = [1.0, 1e-2, 1e-4]
+    together = sound_probes(features, labels, num_classes=3, strengths=strengths)
+    for strength, ours in zip(strengths, together, strict=True):
+        alone = sound_probe(features, labels, num_classes=3, strength=strength)
+        assert ours.weight.numpy() == pytest.approx(alone.weight.numpy(), abs=2e-3)
+
+
+def test_rows_that_are_nearly_one_direction_are_no_harder() -> None:
+    """Ill-conditioned embeddings, on which steepest descent would not arrive; against scikit-learn's objective."""
+    features, labels = make(11, num_rows=600, dim=30, gap=0.8)
+    mixed = features @ np.random.default_rng(0).normal(size=(30, 30)) + 300 * features[:, :1] + np.arange(30)
+    mixed = mixed.astype(np.float32)
+    ours = sound_probe(mixed, labels, num_classes=3, strength=1e-4)
+    scaled = StandardScaler().fit_transform(mixed.astype(np.float64))
+    theirs = LogisticRegression(C=1 / (len(labels) * 1e-4), max_iter=20_000, tol=1e-10).fit(scaled, labels)
+
+    def objective(weight: np.ndarray, bias: np.ndarray) -> float:
+        logits = torch.from_numpy(scaled @ weight + bias)
+        return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))) + 5e-5 * float(
+            (weight**2).sum()
+        )
+
+    best = objective(theirs.coef_.T, theirs.intercept_)
+    assert objective(ours.weight[0].double().numpy(), ours.bias[0].double().numpy()) == pytest.approx(best, abs=1e-5)
+
+
+def test_chunks_of_memory_mapped_rows_give_the_same_probe(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = make(12)
+    np.save(tmp_path / "features.npy", features)
+    whole = sound_probe(features, labels, num_classes=3, strength=1e-2)
+    monkeypatch.setattr("mad.evaluation.standardised.IN_MEMORY", 0)
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
+    parts = sound_probe(mapped, labels, num_classes=3, strength=1e-2, chunk=33)
+    assert parts.weight.numpy() == pytest.approx(whole.weight.numpy(), abs=1e-3)
+
+
+def test_a_class_without_tiles_is_not_predicted() -> None:
+    features, labels = make(13)
+    probe = sound_probe(features, labels, num_classes=5, strength=1e-2)
+    assert set(probe.predict(features)[0]) <= {0, 1, 2}
+
+
+def test_collapsed_embeddings_get_the_most_frequent_class() -> None:
+    labels = np.repeat([0, 1, 2], [5, 20, 9])
+    probe = sound_probe(np.full((34, 4), 2.5, np.float32), labels, num_classes=3, strength=1e-3)
+    assert (probe.predict(np.full((6, 4), 2.5, np.float32)) == 1).all()
+    shares = torch.softmax(probe.bias[0, 0], 0).numpy()
+    assert shares == pytest.approx(np.bincount(labels) / 34, abs=1e-4)
+
+
+def test_a_row_that_is_not_finite_is_named() -> None:
+    features, labels = make(14)
+    features[123, 0] = np.nan
+    with pytest.raises(ValueError, match="row 123 holds NaN"):
+        sound_probe(features, labels, num_classes=3, strength=1e-2)
+    with pytest.raises(ValueError, match="row 123 holds NaN"):
+        paper_probe(features, labels, num_classes=3, seeds=[0], steps=1)
 
 
 def test_no_training_tile_is_refused() -> None:

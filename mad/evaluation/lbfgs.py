@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 ARMIJO, CURVATURE = 1e-4, 0.9
-MOST_TRIALS = 20
+MOST_TRIALS = 10
+"""Step lengths along one direction; four times as many where the scale is not known yet."""
 
 
 class Lbfgs:
     """Minimises a smooth convex function: evaluate it at `point`, `tell` value and gradient, until `done`.
 
-    Directions by the two-loop recursion (Nocedal & Wright 2006, algorithm 7.4), step lengths by bisection to the weak Wolfe
-    conditions (Lewis & Overton 2013).
+    The variables should be scaled so that a step of one is about right. Directions by the two-loop recursion (Nocedal & Wright
+    2006, algorithm 7.4), step lengths by bisection to the weak Wolfe conditions (Lewis & Overton 2013).
     """
 
     def __init__(self, start: Tensor, *, memory: int = 20, tolerance: float = 1e-9):
@@ -28,23 +29,25 @@ class Lbfgs:
         self.gradient = self.direction = torch.zeros_like(start)
         self.slope, self.step, self.low, self.high, self.trials = 0.0, 0.0, 0.0, float("inf"), 0
 
-    def tell(self, value: float, gradient: Tensor) -> None:
-        """Value and gradient [m] at `point`; sets the next `point`, or `done`."""
-        if value > self.value + ARMIJO * self.step * self.slope:
+    def tell(self, value: float, gradient: Tensor, converged: bool = False) -> None:
+        """Value and gradient [m] at `point`, and whether that is near enough; sets the next `point`, or `done`."""
+        if converged:
+            self.best, self.value, self.done = self.point, value, True
+            return
+        if not value <= self.value + ARMIJO * self.step * self.slope:
             self.high = self.step
         elif self.slope < 0 and float(gradient @ self.direction) < CURVATURE * self.slope:
             self.low = self.step
         else:
-            return self._accept(value, gradient)
+            self._accept(value, gradient)
+            return
         self.trials += 1
-        self.done = self.trials == MOST_TRIALS
+        self.done = self.trials == (MOST_TRIALS if self.pairs else 4 * MOST_TRIALS)
         self.step = (self.low + self.high) / 2 if self.high < float("inf") else 2 * self.low
         self.point = self.best + self.step * self.direction
-        return None
 
     def _accept(self, value: float, gradient: Tensor) -> None:
-        first = self.slope == 0
-        if not first:
+        if self.slope < 0:
             self.done = self.value - value <= self.tolerance * abs(value)
             change = gradient - self.gradient
             if float(change @ self.direction) > 0:
@@ -53,8 +56,7 @@ class Lbfgs:
         self.direction = self._two_loops()
         self.slope = float(gradient @ self.direction)
         self.done |= self.slope >= 0
-        self.step = min(1.0, 1 / float(gradient.abs().sum().clamp(min=1e-300))) if first else 1.0
-        self.low, self.high, self.trials = 0.0, float("inf"), 0
+        self.step, self.low, self.high, self.trials = 1.0, 0.0, float("inf"), 0
         self.point = self.best + self.step * self.direction
 
     def _two_loops(self) -> Tensor:

@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mad.evaluation.lbfgs import Lbfgs
+from mad.evaluation.standardised import StandardisedRows, standardisation, standardised
+from mad.metrics.rows import as_tensor, refuse_not_finite
 
 Device = str | torch.device
 AHEAD = 64
@@ -39,7 +44,7 @@ class Probe:
         weight, bias = self.weight.to(device), self.bias.to(device)
         predicted = np.empty((len(weight), len(features)), np.int64)
         for start in range(0, len(features), chunk):
-            rows = _tensor(features[start : start + chunk]).to(device)
+            rows = as_tensor(features[start : start + chunk]).to(device)
             if self.mean is not None and self.std is not None:
                 rows = (rows - self.mean.to(device)) / self.std.to(device)
             predicted[:, start : start + chunk] = (rows.to(weight.dtype) @ weight + bias).argmax(-1).cpu().numpy()
@@ -73,11 +78,12 @@ def paper_probe(
         device: of the layer and its batches; the features stay where they are.
 
     Raises:
-        ValueError: no training tile.
+        ValueError: no training tile, or a row is not finite.
     """
     if not len(labels):
         raise ValueError("a probe needs training tiles")
-    data, codes = _tensor(features), torch.from_numpy(np.asarray(labels, np.int64))
+    refuse_not_finite(features)
+    data, codes = as_tensor(features), torch.from_numpy(np.asarray(labels, np.int64))
     orders = [_Order(len(codes), seed) for seed in seeds]
     bound = data.shape[1] ** -0.5  # the initialisation of torch.nn.Linear
     weight, bias = (
@@ -113,70 +119,75 @@ def paper_probe(
 
 
 def sound_probe(
+    features: NDArray, labels: NDArray, *, num_classes: int, strength: float, start: Probe | None = None, **options: Any
+) -> Probe:
+    """Multinomial logistic regression at its optimum: mean cross-entropy + strength / 2 |W|^2, bias free.
+
+    Equals scikit-learn's `LogisticRegression(C=1 / (n strength))` on standardised features. Arguments as `sound_probes`.
+    """
+    return sound_probes(features, labels, num_classes=num_classes, strengths=[strength], start=start, **options)[0]
+
+
+def sound_probes(
     features: NDArray,
     labels: NDArray,
     *,
     num_classes: int,
-    strength: float,
+    strengths: list[float],
     start: Probe | None = None,
     device: Device = "cpu",
     max_iterations: int = 200,
-    chunk: int = 16384,
-) -> Probe:
-    """Multinomial logistic regression at its optimum: mean cross-entropy + strength / 2 |W|^2, bias free, L-BFGS.
+    chunk: int = 4096,
+) -> list[Probe]:
+    """The sound probe of every strength. All are minimised side by side by L-BFGS and share the passes over the rows.
 
-    Equals scikit-learn's `LogisticRegression(C=1 / (n strength))` on standardised features.
+    The variables are the weights along the principal axes of (a sample of) the rows, each scaled by the root of the curvature
+    that it has where all classes are equally likely: the same optimum, in fewer passes.
 
     Args:
         features: [n, d].
         labels: [n] class codes.
         num_classes: C.
-        strength: L2 penalty.
-        start: a probe of another strength on the same features to start from.
+        strengths: L2 penalties.
+        start: a probe on the same features to start from.
         device: where the chunks are multiplied.
-        max_iterations: of L-BFGS.
+        max_iterations: passes over the rows at most; before, a probe is done when no entry of its gradient exceeds 1e-6 or its
+            loss falls by less than 1e-9 of itself.
         chunk: rows at once.
+
+    Raises:
+        ValueError: no training tile, or a row is not finite.
     """
-    mean, std = (start.mean, start.std) if start is not None else standardisation(features)
+    if not len(labels):
+        raise ValueError("a probe needs training tiles")
+    mean, std = standardisation(features) if start is None else (start.mean, start.std)
     assert mean is not None and std is not None
-    codes = torch.from_numpy(np.asarray(labels, np.int64))
-    dim = features.shape[1]
-    theta = torch.zeros(num_classes, dim + 1, dtype=torch.float64)  # the last column is the bias
+    rows = StandardisedRows(features, labels, mean, std, device, chunk)
+    variances, axes = rows.principal_axes()
+    with_bias = torch.cat([variances, torch.ones(1, dtype=torch.float64)]) / num_classes
+    scales = [(with_bias + strength) ** -0.5 for strength in strengths]
+    theta = torch.zeros(num_classes, len(mean) + 1, dtype=torch.float64)  # the last column is the bias
     if start is not None:
-        theta = torch.cat([start.weight[0].T, start.bias[0].T], dim=1).double()
-    theta.requires_grad_()
-    optimiser = torch.optim.LBFGS(
-        [theta],
-        max_iter=max_iterations,
-        history_size=20,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-10,
-        line_search_fn="strong_wolfe",
-    )
-    # Standardised once where that is small, else chunk by chunk.
-    standardised = _standardised(features, mean, std, device) if features.size <= 2**28 else None
+        theta = torch.cat([start.weight[0].T.double() @ axes, start.bias[0].T.double()], dim=1)
+    runs = [Lbfgs((theta / scale).flatten()) for scale in scales]
 
-    def closure() -> float:
-        weight = theta.detach()
-        weight32 = weight.float().to(device)
-        gradient, loss = torch.zeros_like(weight), 0.0
-        for first in range(0, len(codes), chunk):
-            rows = slice(first, first + chunk)
-            block = standardised[rows] if standardised is not None else _standardised(features[rows], mean, std, device)
-            target = codes[rows].to(device)[None]
-            log_p = torch.log_softmax(weight32[:, :-1] @ block.T + weight32[:, -1:], dim=0)  # [C, n]
-            loss -= float(log_p.gather(0, target).double().sum())
-            error = log_p.exp_().scatter_add_(0, target, torch.full_like(log_p[:1], -1))
-            gradient[:, :-1] += (error @ block).double().cpu()
-            gradient[:, -1] += error.double().sum(1).cpu()
-        gradient /= len(codes)
-        gradient[:, :-1] += strength * weight[:, :-1]
-        theta.grad = gradient
-        return loss / len(codes) + strength / 2 * float((weight[:, :-1] ** 2).sum())
+    def unscaled(point: Tensor, scale: Tensor) -> Tensor:
+        """Weights and bias [C, d + 1] of the standardised features."""
+        along = point.view(num_classes, -1) * scale
+        return torch.cat([along[:, :-1] @ axes.T, along[:, -1:]], dim=1)
 
-    optimiser.step(closure)
-    final = theta.detach().float().T
-    return Probe(weight=final[None, :-1].contiguous(), bias=final[None, -1:].contiguous(), mean=mean, std=std)
+    for _ in range(max_iterations):
+        going = [place for place, run in enumerate(runs) if not run.done]
+        if not going:
+            break
+        weights = torch.stack([unscaled(runs[place].point, scales[place]) for place in going])
+        for place, weight, loss, gradient in zip(going, weights, *rows.loss(weights), strict=True):
+            gradient[:, :-1] += strengths[place] * weight[:, :-1]
+            along = torch.cat([gradient[:, :-1] @ axes, gradient[:, -1:]], dim=1) * scales[place]
+            value = float(loss) + strengths[place] / 2 * float((weight[:, :-1] ** 2).sum())
+            runs[place].tell(value, along.flatten(), converged=float(gradient.abs().max()) <= 1e-6)
+    final = [unscaled(run.best, scale).float().T for run, scale in zip(runs, scales, strict=True)]
+    return [Probe(weight=f[None, :-1].contiguous(), bias=f[None, -1:].contiguous(), mean=mean, std=std) for f in final]
 
 
 def choose_sound_probe(
@@ -198,15 +209,11 @@ def choose_sound_probe(
     if not len(val_labels):
         only = sound_probe(features, labels, num_classes=num_classes, strength=fallback, device=device)
         return only, fallback, "fixed: there are no labelled validation tiles"
-    best: tuple[float, Probe, float] | None = None
-    probe: Probe | None = None
-    for strength in sorted(strengths, reverse=True):
-        probe = sound_probe(features, labels, num_classes=num_classes, strength=strength, start=probe, device=device)
-        loss = cross_entropy(probe, val_features, val_labels, device=device)
-        if best is None or loss < best[0]:
-            best = (loss, probe, strength)
-    assert best is not None
-    return best[1], best[2], f"least cross-entropy on {len(val_labels)} validation tiles"
+    order = sorted(strengths, reverse=True)
+    probes = sound_probes(features, labels, num_classes=num_classes, strengths=order, device=device)
+    losses = [cross_entropy(probe, val_features, val_labels, device=device) for probe in probes]
+    best = int(np.argmin(losses))
+    return probes[best], order[best], f"least cross-entropy on {len(val_labels)} validation tiles"
 
 
 def cross_entropy(
@@ -216,25 +223,11 @@ def cross_entropy(
     assert probe.mean is not None and probe.std is not None
     total = 0.0
     for start in range(0, len(labels), chunk):
-        block = _standardised(features[start : start + chunk], probe.mean, probe.std, device)
+        block = standardised(features[start : start + chunk], probe.mean, probe.std, device)
         target = torch.from_numpy(np.asarray(labels[start : start + chunk], np.int64)).to(device)
         logits = block @ probe.weight[0].to(device) + probe.bias[0].to(device)
         total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
     return total / len(labels)
-
-
-def standardisation(features: NDArray, chunk: int = 16384) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every dimension [d], float32; a constant dimension gets 1."""
-    total = torch.zeros(features.shape[1], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for start in range(0, len(features), chunk):
-        total += _tensor(features[start : start + chunk]).double().sum(0)
-    mean = total / len(features)
-    for start in range(0, len(features), chunk):
-        squares += ((_tensor(features[start : start + chunk]).double() - mean) ** 2).sum(0)
-    std = (squares / len(features)).sqrt()
-    constant = std <= 1e-6 * mean.abs().clamp(min=1e-6)
-    return mean.float(), torch.where(constant, torch.ones_like(std), std).float()
 
 
 @contextmanager
@@ -261,12 +254,3 @@ class _Order:
             self.queue = torch.cat([self.queue, torch.randperm(self.num_rows, generator=self.generator)])
         taken, self.queue = self.queue[:count], self.queue[count:]
         return taken
-
-
-def _tensor(features: NDArray) -> Tensor:
-    rows = np.ascontiguousarray(features, np.float32)
-    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())  # torch warns of memory-mapped arrays
-
-
-def _standardised(features: NDArray, mean: Tensor, std: Tensor, device: Device) -> Tensor:
-    return (_tensor(features).to(device) - mean.to(device)) / std.to(device)

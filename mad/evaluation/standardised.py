@@ -35,6 +35,7 @@ def standardisation(features: NDArray, chunk: int = 4096) -> tuple[Tensor, Tenso
 
 
 def standardised(features: NDArray, mean: Tensor, std: Tensor, device: Device) -> Tensor:
+    """Features [n, d] less the mean, in units of the standard deviation, float32."""
     return (as_tensor(features).to(device) - mean.to(device)) / std.to(device)
 
 
@@ -47,9 +48,9 @@ class StandardisedRows:
         self.all = standardised(features, mean, std, device) if features.size <= IN_MEMORY else None
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return (
-            standardised(self.features[rows], self.mean, self.std, self.device) if self.all is None else self.all[rows]
-        )
+        if self.all is not None:
+            return self.all[rows]
+        return standardised(self.features[rows], self.mean, self.std, self.device)
 
     def principal_axes(self) -> tuple[Tensor, Tensor]:
         """Variances [d] along the principal axes [d, d] of some rows, float64."""
@@ -60,16 +61,11 @@ class StandardisedRows:
     def loss(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy [r] and its gradients of weights and biases [r, C, d + 1], float64 on the CPU."""
         runs, num_classes, _ = weights.shape
-        weight, bias = (
-            weights[:, :, :-1].flatten(0, 1).float().to(self.device),
-            weights[:, :, -1:].float().to(self.device),
-        )
-        gradient, losses = (
-            torch.zeros_like(weights, device=self.device),
-            torch.zeros(runs, dtype=torch.float64, device=self.device),
-        )
-        for first in range(0, len(self.codes), self.chunk):
-            rows = slice(first, first + self.chunk)
+        on_device = weights.float().to(self.device)
+        weight, bias = on_device[:, :, :-1].flatten(0, 1), on_device[:, :, -1:]
+        gradient = torch.zeros_like(weights, device=self.device)
+        losses = torch.zeros(runs, dtype=torch.float64, device=self.device)
+        for rows in chunks(len(self.codes), self.chunk):
             block, target = self[rows], self.codes[rows].expand(runs, 1, -1)
             log_p = torch.log_softmax((weight @ block.T).view(runs, num_classes, -1) + bias, dim=1)  # [r, C, n]
             losses -= log_p.gather(1, target).sum((1, 2), dtype=torch.float64)

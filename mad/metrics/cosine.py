@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mad.metrics.rows import refuse_not_finite
+
 Floats = NDArray[np.float64]
 
 
@@ -37,7 +39,7 @@ def pair_sums(
     *,
     parent_centre: NDArray | None = None,
     child_centre: NDArray | None = None,
-    chunk: int = 8192,
+    chunk: int = 1024,
 ) -> PairSums:
     """Sum the cosine of every parent with every child.
 
@@ -51,6 +53,9 @@ def pair_sums(
         parent_centre: [d], subtracted from the parents before they are normalised.
         child_centre: [d], likewise for the children.
         chunk: rows held in float64 at once.
+
+    Raises:
+        ValueError: a row is not finite.
     """
     parent_of = np.asarray(parent_of, np.int64)
     parent_total = group_sums(parents, parent_group, num_groups, centre=parent_centre, chunk=chunk)
@@ -73,14 +78,20 @@ def pair_sums(
 
 
 def group_sums(
-    features: NDArray, group: NDArray, num_groups: int, *, centre: NDArray | None = None, chunk: int = 8192
+    features: NDArray, group: NDArray, num_groups: int, *, centre: NDArray | None = None, chunk: int = 1024
 ) -> Floats:
-    """Sum of the unit vectors of each group [G, d], in float64."""
+    """Sum of the unit vectors of each group [G, d], in float64.
+
+    Raises:
+        ValueError: a row is not finite.
+    """
     codes = torch.from_numpy(np.asarray(group, np.int64))
     total = torch.zeros(num_groups, features.shape[1], dtype=torch.float64)
     for start in range(0, len(codes), chunk):
         rows = slice(start, start + chunk)
         total.index_add_(0, codes[rows], torch.from_numpy(unit(features[rows], centre)))
+    if not torch.isfinite(total).all():
+        refuse_not_finite(features)
     return total.numpy()
 
 
@@ -91,7 +102,7 @@ def aligned_cosines(
     *,
     parent_centre: NDArray | None = None,
     child_centre: NDArray | None = None,
-    chunk: int = 8192,
+    chunk: int = 1024,
 ) -> Floats:
     """Cosine of every child with its own parent [c], in float64."""
     cosines = np.empty(len(parent_of))

@@ -2,7 +2,8 @@
 
 Rows are L2-normalised in float32; every query is compared with the whole bank, chunk by chunk, with a running top-k. The
 vote is the majority of the k neighbours; among classes with equally many votes the one whose nearest member is most similar
-wins. Several weightings of the bank (bootstrap samples of its patients) are voted in the same pass over the similarities.
+wins. Several weightings of the bank (bootstrap samples of its patients) are voted in the same pass over the similarities, and
+share its top-k: one that leaves rows out looks at a part of the bank by itself only for the queries where that may matter.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mad.metrics.rows import as_tensor, refuse_not_finite
 
 
 def knn_predict(
@@ -22,8 +25,8 @@ def knn_predict(
     num_classes: int,
     copies: NDArray | None = None,
     device: str | torch.device = "cpu",
-    query_chunk: int = 1024,
-    bank_chunk: int = 16384,
+    query_chunk: int = 4096,
+    bank_chunk: int = 8192,
 ) -> NDArray[np.int64]:
     """Predict the class of each query by its k nearest rows of the bank.
 
@@ -43,28 +46,35 @@ def knn_predict(
         Class codes [r, q].
 
     Raises:
-        ValueError: a run's bank is empty.
+        ValueError: a run's bank is empty, or a row is not finite.
     """
     num_rows = len(labels)
-    weights = torch.from_numpy(np.ones((1, num_rows), np.int64) if copies is None else np.asarray(copies, np.int64)).to(
-        device
+    given = (
+        torch.ones(1, num_rows, dtype=torch.int64) if copies is None else torch.from_numpy(np.asarray(copies, np.int64))
     )
-    if not (weights.sum(1) > 0).all():
+    if not (given.sum(1) > 0).all():
         raise ValueError("k-NN has an empty bank: no row of it has a copy")
-    codes = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
+    nobody = torch.zeros(len(given), 1, dtype=torch.int64)  # stands where the bank has fewer than k rows
+    weights = torch.cat([given, nobody], 1).to(device)
+    codes = torch.from_numpy(np.append(np.asarray(labels, np.int64), 0)).to(device)
+    there = weights > 0
     predicted = np.empty((len(weights), len(queries)), np.int64)
     for start in range(0, len(queries), query_chunk):
         rows = slice(start, start + query_chunk)
-        block = _unit(queries[rows], device)
-        best: list[tuple[Tensor, Tensor]] = [
-            (block.new_empty(len(block), 0), codes.new_empty(len(block), 0)) for _ in range(len(weights))
+        block = _unit(queries, rows, device)
+        best = [
+            (block.new_full((len(block), k), -torch.inf), codes.new_full((len(block), k), num_rows)) for _ in weights
         ]
         for first in range(0, num_rows, bank_chunk):
-            part = slice(first, first + bank_chunk)
-            similarity = block @ _unit(bank[part], device).T
-            for run, weight in enumerate(weights):
-                best[run] = _merge(best[run], similarity, weight[part], first, k)
-        for run, (_, index) in enumerate(best):
+            part = slice(first, min(first + bank_chunk, num_rows))
+            similarity = block @ _unit(bank, part, device).T
+            top = similarity.topk(min(k, similarity.shape[1]), dim=1)
+            for run, kept in enumerate(there[:, part]):
+                if kept.any():
+                    values, columns = _of_run(top, similarity, kept, best[run][0][:, -1])
+                    best[run] = _merge(best[run], values, columns + first)
+        for run, (values, index) in enumerate(best):
+            index = index.where(values > -torch.inf, num_rows)
             predicted[run, rows] = vote(codes[index], weights[run][index], k, num_classes).cpu().numpy()
     return predicted
 
@@ -89,18 +99,39 @@ def vote(neighbour_labels: Tensor, copies: Tensor, k: int, num_classes: int) -> 
     return (votes - nearest.double() / (num_ranks + 1)).argmax(1)
 
 
-def _merge(
-    best: tuple[Tensor, Tensor], similarity: Tensor, weight: Tensor, first: int, k: int
-) -> tuple[Tensor, Tensor]:
-    """Running top-k (similarity, bank row) with one more part of the bank, rows without copies left out."""
-    kept = weight.nonzero()[:, 0]
-    part = similarity if len(kept) == len(weight) else similarity[:, kept]
-    top, column = part.topk(min(k, part.shape[1]), dim=1)
-    values = torch.cat([best[0], top], 1)
-    index = torch.cat([best[1], kept[column] + first], 1)
-    values, order = values.sort(dim=1, descending=True, stable=True)
-    return values[:, :k], index.gather(1, order[:, :k])
+def _of_run(top: tuple[Tensor, Tensor], similarity: Tensor, kept: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """What one part of the bank adds to a run's neighbours: similarities and columns [q, k], -inf for a row left out.
+
+    Where the k nearest rows of the part are all in the run's bank, or none of the part is nearer than they and the run's k-th
+    neighbour so far, they are all that counts; for the other queries the part is gone through without the rows left out.
+
+    Args:
+        top: similarities and columns of the k nearest rows of the part, whatever the run [q, k].
+        similarity: [q, n].
+        kept: [n], the rows that are in the run's bank.
+        least: similarity of the run's k-th neighbour so far [q].
+    """
+    if kept.all():
+        return top
+    present = kept[top[1]]
+    values, columns = top[0].where(present, -torch.inf), top[1].clone()
+    again = (~present.all(1) & (least < top[0][:, -1])).nonzero()[:, 0]
+    if len(again):
+        part = similarity[again].masked_fill_(~kept, -torch.inf)
+        values[again], columns[again] = part.topk(values.shape[1], dim=1)
+    return values, columns
 
 
-def _unit(rows: NDArray, device: str | torch.device) -> Tensor:
-    return torch.nn.functional.normalize(torch.from_numpy(np.array(rows, np.float32)).to(device), dim=1)
+def _merge(best: tuple[Tensor, Tensor], values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Running top-k (similarity, bank row) [q, k], nearest first, with one more part of the bank."""
+    values, order = torch.cat([best[0], values], 1).sort(dim=1, descending=True, stable=True)
+    num = best[0].shape[1]
+    return values[:, :num], torch.cat([best[1], index], 1).gather(1, order[:, :num])
+
+
+def _unit(features: NDArray, rows: slice, device: str | torch.device) -> Tensor:
+    block = as_tensor(features[rows]).to(device)
+    norm = torch.linalg.vector_norm(block, dim=1, keepdim=True)
+    if not torch.isfinite(norm).all():
+        refuse_not_finite(features)
+    return block / norm.clamp_(min=1e-12)  # as torch.nn.functional.normalize

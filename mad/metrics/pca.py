@@ -30,11 +30,11 @@ class Pca:
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.components)))
 
 
-def fit_pca(features: NDArray, num_components: int = 2, *, chunk: int = 8192) -> Pca:
+def fit_pca(features: NDArray, num_components: int = 2, *, chunk: int = 2048) -> Pca:
     """The leading `num_components` (at most d) principal axes of features [n, d].
 
     Raises:
-        ValueError: fewer than two rows.
+        ValueError: fewer than two rows, or one that is not finite.
     """
     num_rows = len(features)
     if num_rows < 2:
