@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from mad.config.training import RunConfig
-from mad.files import MadError, StorageError
+from mad.files import MadError, StorageError, read_json
 from mad.stages import train
 from mad.training import checkpoint, loop, memory, parallel, ranks, sharding
 from mad.training.data import TrainingSet
@@ -182,6 +182,18 @@ def test_no_replica_outlives_its_group(config_of, fault):
     assert processes(2, work) == [50, 50]
 
 
+def test_processes_agree_on_the_precision(config_of):
+    """`auto` on two machines of which one is not good at bf16."""
+    config = config_of("mixed", {"parallel": "ddp"}, precision="auto")
+
+    def work(rank):
+        train.choose_dtype = lambda *_: [torch.bfloat16, torch.float32][rank]
+        train.run(config, "tiny")
+
+    assert processes(2, work) == [0, 0]
+    assert read_json(folder_of(config) / "summary.json")["precision"] == "float32"
+
+
 def layout_of(value):
     """Keys, shapes and types of a nested state."""
     if isinstance(value, dict):
@@ -230,7 +242,14 @@ def break_disk(_):
     loop.checkpoint.save = save
 
 
-@pytest.mark.parametrize("fault", [break_gradient, break_loss, break_data, break_disk])
+def break_records(_):
+    def refuse(*_):
+        raise StorageError("the disk is full")
+
+    loop.Records = refuse
+
+
+@pytest.mark.parametrize("fault", [break_gradient, break_loss, break_data, break_disk, break_records])
 def test_where_one_process_fails_all_leave(config_of, fault, capfd):
     config = config_of("broken", {"parallel": "fsdp"})
 
@@ -240,7 +259,7 @@ def test_where_one_process_fails_all_leave(config_of, fault, capfd):
 
     assert processes(2, work) == [2, 2]
     told = capfd.readouterr().err
-    if fault in (break_data, break_disk):
+    if fault in (break_data, break_disk, break_records):
         assert told.count("MadError: another process failed") == 1
     else:
         assert told.count("MadError: train: the ") == 2

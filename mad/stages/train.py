@@ -120,7 +120,10 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
         if ranks.rank() == 0:
             prepare_folder(folder, identity, recipe)
 
-    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(entry.precision, device))
+    dtype = choose_dtype(entry.precision, device)
+    if ranks.any_of([dtype == torch.float32], device)[0]:  # `auto` on machines of which not all are good at bf16
+        dtype = torch.float32
+    numerics = Numerics(*mean_std(student.backbone), device, dtype)
     precision = str(numerics.dtype).removeprefix("torch.")
     student.to(device)
     teacher.to(device)

@@ -231,8 +231,10 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
     stop, model = Stop(), None
     started = saved_at = time.monotonic()
     earlier, first = state.seconds, state.step
-    records = Records(run, folder, first, numerics.device) if chief else None
+    records: Records | None = None
     try:
+        with ranks.together(numerics.device):
+            records = Records(run, folder, first, numerics.device) if chief else None
         with memory_errors(run, numerics.device):
             if first < run.steps:
                 announce_memory(
