@@ -140,6 +140,17 @@ def test_adding_a_slide_tiles_that_slide_alone_and_does_not_retrain(project: Pro
     project.snakemake("--cores", "2", "train")
 
 
+def test_a_new_recipe_or_force_retrains_though_the_data_change_as_well(project: Project) -> None:
+    project.snakemake("--cores", "2", "train")
+    kept, project.config["sample"] = project.config["sample"], {"max_standalone": {"40x": 2}}
+    assert "sample" in project.planned("train") and "train_run" not in project.planned("train")
+    project.config["runs"] = [{**RUN, "steps": 5}]
+    assert "train_run" in project.planned("train")
+    project.config["runs"] = [RUN]
+    assert "rule train_run" in project.snakemake("--cores", "1", "--dry-run", "-R", "train_run", "--", "train")
+    project.config["sample"] = kept
+
+
 def test_a_training_that_fails_on_rerun_deletes_no_weights(project: Project) -> None:
     project.snakemake("--cores", "2", "train")
     results = Path(str(project.config["results"]))

@@ -98,11 +98,23 @@ def shard_cohort(config: ConfigFile = DEFAULT) -> None:
 def train(
     run: Annotated[str, typer.Argument(help="An entry of `runs:`.")],
     config: ConfigFile = DEFAULT,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Machines on which this command is started, each with the same options.")
+    ] = 1,
+    rendezvous: Annotated[
+        str | None, typer.Option(help="With --nodes: HOST:PORT on one of the machines, where they meet.")
+    ] = None,
 ) -> None:
-    """Train one run (alone, or under torchrun); resumes from its last checkpoint."""
+    """Train one run, in `runtime.processes` processes per machine, or as one of torchrun's; resumes from its last checkpoint."""
     from mad.stages import train as stage
+    from mad.training import launch
 
-    stage.run(load_config(config), run)
+    settings = load_config(config)
+    layout = launch.Layout(settings.run(run).runtime.processes, nodes, rendezvous)
+    if layout.processes * layout.nodes > 1 and not launch.is_launched():
+        command = ["-m", "mad", "train", run, "--config", str(config)]
+        raise typer.Exit(launch.launch(layout, command, stage.granted_threads()))
+    stage.run(settings, run)
 
 
 @app.command()

@@ -82,6 +82,9 @@ class MaskConfig(Section):
 class RuntimeConfig(Section):
     """What concerns the machine and never the trained weights' recipe."""
 
+    processes: int = Field(1, ge=1)
+    """Training processes that `mad train` starts on one machine by way of torchrun, each with a GPU of its own where there are
+    GPUs; the workflow asks a cluster for as many. Under a `torchrun` of your own its number counts."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a process; not given: those that the job was granted. Bit-equal resumption needs the same number."""
     workers: int = Field(0, ge=0)

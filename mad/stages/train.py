@@ -6,7 +6,8 @@ last, summary.json. Runs on one process, or on many under `torchrun` with the sa
 
 A run is known by its recipe, its data and the weights it starts from. The same run resumes; of another one the encoder,
 checkpoints and metrics are moved to `archive/` before the new run starts: trained weights are never overwritten. On SIGTERM
-the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own.
+the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own, the
+launcher of `mad.training.launch` does not.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from mad.training.curves import draw_curves
 from mad.training.data import TrainingSet
 from mad.training.health import HealthSet, choose_health_set, find_warnings, forward
 from mad.training.index import load_index
+from mad.training.launch import EXIT_RETRY
 from mad.training.loop import Interrupted, Run, build_networks, train
 from mad.training.loss_names import loss_names
 from mad.training.objective import Numerics
@@ -49,7 +51,6 @@ from mad.training.parallel import check_runtime, num_passes, spread_note, spread
 from mad.training.records import METRICS, TENSORBOARD, read_metrics, require_tensorboard, trim_metrics
 from mad.training.stream import StreamSet
 
-EXIT_RETRY = 75
 OWNED = ("encoder", "checkpoints", METRICS, TENSORBOARD, "curves.png", "summary.json", "identity.json")
 STANDARDISE_SAMPLES = 64  # pairs
 FINAL_SHARE = 0.1  # of the steps, over which the final loss is averaged

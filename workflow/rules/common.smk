@@ -14,9 +14,12 @@ from mad.config.weights import weights_file
 from mad.files import MadError, digest, read_json, write_json_if_changed
 from mad.slides.sheet import cohort_rows
 
-# Rules call `python`: the one that runs Snakemake, unless a rule's own environment comes first.
+# Rules call `python`: the one that runs Snakemake, unless a rule's own environment comes first. It finds `mad` here.
 os.environ.update(
-    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
+    PYTHONPATH=os.pathsep.join(
+        filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")])
+    ),
 )
 
 
@@ -75,6 +78,23 @@ def section(name, **kwargs):
     return digest(getattr(CFG, name).model_dump(mode="json", **kwargs))
 
 
+def more_each_try(amount):
+    """A resource for Slurm (MB, minutes) that grows with `--retries`: a job that was killed for want of it may do then."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def training_threads(wildcards):
+    """Of all training processes of a run and of those that load their data."""
+    runtime = RUNS[wildcards.run].runtime
+    return runtime.processes * ((runtime.threads or 2) + runtime.workers)
+
+
+def training_memory(wildcards):
+    """MB of main memory, network and optimiser on a GPU; the same at each try, for most are resumptions."""
+    runtime = RUNS[wildcards.run].runtime
+    return runtime.processes * (8000 + 1000 * runtime.workers)
+
+
 def slide_file(wildcards):
     """The slide, where it is there: a missing one is the tile job's to report, not the end of the cohort."""
     path = SLIDES[wildcards.slide].path
@@ -87,19 +107,35 @@ def annotation_file(wildcards):
     return [path] if path and (CFG.cohort.sheet is None or Path(path).exists()) else []
 
 
+def is_settled(name):
+    """Whether a run is trained by its recipe of today, and nobody asks for it again with -R.
+
+    Snakemake looks for no reason to run a job whose `ancient` input is about to be made: a changed recipe, or -R, would be passed
+    over where the data change as well.
+    """
+    summary = Path(f"{RESULTS}/train/{name}/summary.json")
+    wanted = workflow.dag_settings
+    forced = {*wanted.forcerun, *(wanted.targets if wanted.forcetargets else ())}
+    if wanted.forceall or forced & {"train_run", str(summary)}:
+        return False
+    recipe = digest(freeze_recipe(CFG, name))
+    return summary.exists() and read_json(summary).get("recipe_digest") == recipe
+
+
 def run_inputs(wildcards):
     """The frozen recipe, the weights that the run starts from, and the shards, whose later changes do not retrain it."""
     run = RUNS[wildcards.run]
+    unless_settled = ancient if is_settled(wildcards.run) else str
     kind, _, target = run.init.partition(":")
     start = {"run": f"{RESULTS}/train/{target}/summary.json", "file": run.init_file}
     return {
         "recipe": f"{RESULTS}/train/{wildcards.run}/recipe.json",
-        "shards": ancient(f"{RESULTS}/shard/cohort.json"),
+        "shards": unless_settled(f"{RESULTS}/shard/cohort.json"),
         # The synthetic cohort is checked before anything trains on it.
         **(
             {}
             if CFG.cohort.sheet
-            else {"check": ancient(f"{RESULTS}/synthetic/check.json")}
+            else {"check": unless_settled(f"{RESULTS}/synthetic/check.json")}
         ),
         **({"init": start[kind]} if kind in start else {}),
     }

@@ -14,6 +14,10 @@ rule embed_encoder:
     conda:
         "../../envs/mad.yaml"
     threads: 2
+    resources:
+        mem_mb=more_each_try(16000),
+        runtime=more_each_try(480),
+        gpu=lambda wildcards: int(ENCODERS[wildcards.encoder].spec != "colour"),
     params:
         entry=lambda wildcards: digest(
             ENCODERS[wildcards.encoder].model_dump(mode="json")

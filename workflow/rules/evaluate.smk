@@ -13,6 +13,10 @@ rule evaluate_encoder:
     conda:
         "../../envs/mad.yaml"
     threads: 2
+    resources:
+        mem_mb=more_each_try(8000),
+        runtime=more_each_try(240),
+        gpu=int(CFG.evaluate.device == "cuda"),
     params:
         settings=section("evaluate"),
         label=section("label"),

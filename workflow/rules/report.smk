@@ -36,6 +36,9 @@ rule qc:
         f"{RESULTS}/benchmarks/report/qc.tsv"
     conda:
         "../../envs/mad.yaml"
+    resources:
+        mem_mb=more_each_try(4000),
+        runtime=more_each_try(60),
     shell:
         "python -m mad qc >> {log} 2>&1"
 
@@ -88,6 +91,9 @@ rule report:
         f"{RESULTS}/benchmarks/report/report.tsv"
     conda:
         "../../envs/mad.yaml"
+    resources:
+        mem_mb=more_each_try(8000),
+        runtime=more_each_try(120),
     params:
         encoders=digest([encoder.model_dump(mode="json") for encoder in CFG.encoders]),
         label=section("label"),
