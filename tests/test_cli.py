@@ -92,6 +92,24 @@ def test_verify_tells_faults_and_the_command_that_mends_them(results: Path, tmp_
     assert tar.read_bytes() == whole and mad(tmp_path, "shards", "verify") == (0, "")
 
 
+def test_export_writes_the_embeddings_of_an_encoder(results: Path, tmp_path: Path, config: Config) -> None:
+    entries = [{"name": "mine", "spec": "colour"}]
+    write_json(tmp_path / "config.json", config.model_dump(mode="json") | {"encoders": entries})
+    with pytest.raises(MadError, match="no entry named 'his'"):
+        mad(tmp_path, "export", "--encoder", "his")
+    with pytest.raises(MadError, match="TRIDENT's files alone"):
+        mad(tmp_path, "export", "--encoder", "mine", "--format", "clam")
+    assert mad(tmp_path, "embed", "mine")[0] == 0
+    assert mad(tmp_path, "export", "--encoder", "mine", "-m", "10", "--status", "ok", "--status", "blank")[0] == 0
+    out = results / "export" / "trident" / "10x_112px_0px_overlap" / "features_mine"
+    assert sorted(path.name for path in out.iterdir()) == ["S01.h5", "S02.h5"]
+    rows = pd.read_parquet(results / "embed" / "mine" / "S02.parquet")
+    with h5py.File(out / "S02.h5") as file:
+        wanted = [name for name in rows["tile_id"] if "_L1_" in name]
+        assert sorted(name.decode() for name in file["tile_id"]) == sorted(wanted)
+        assert file["features"].shape == (len(wanted), 6)
+
+
 def test_export_writes_each_magnification(results: Path, tmp_path: Path) -> None:
     assert mad(tmp_path, "export", "--format", "clam")[0] == 0
     written = sorted(path.relative_to(results / "export" / "clam") for path in (results / "export").rglob("*.h5"))
@@ -109,5 +127,7 @@ def test_export_writes_each_magnification(results: Path, tmp_path: Path) -> None
         assert [name.decode() for name in file["tile_id"]] == table["tile_id"].tolist()
     with pytest.raises(MadError, match="'Grey Matter' is no class"):
         mad(tmp_path, "export", "--label", "Grey Matter")
+    with pytest.raises(MadError, match="name an --encoder"):
+        mad(tmp_path, "export", "--dense")
     with pytest.raises(MadError, match="no slide was tiled at 20x"):
         mad(tmp_path, "export", "-m", "20")

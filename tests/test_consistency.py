@@ -9,8 +9,11 @@ import pytest
 from fake_results import fake_config, fake_results
 
 from mad.config.evaluation import EvaluationConfig
-from mad.evaluation.consistency import evaluate_consistency, projection, test_pairs
+from mad.evaluation import pair_means
+from mad.evaluation.consistency import evaluate_consistency, test_pairs
 from mad.evaluation.data import Embedded, NotApplicableError
+from mad.evaluation.pair_means import pairs_of
+from mad.evaluation.projection import projection
 from mad.metrics.cosine import unit
 from mad.stages.evaluate import load
 
@@ -98,29 +101,55 @@ def test_intervals_resample_patients(data: Embedded, report: dict) -> None:
     assert low <= report["cosine"]["pair_average"]["delta_hier"] <= high
 
 
-def test_bootstrap_weights_equal_weighted_pairs(data: Embedded) -> None:
-    from mad.evaluation import consistency
+def resampled(data: Embedded, weights: np.ndarray) -> dict[str, float]:
+    """What the bootstrap computes for one resample of Table 4's patients."""
+    table, labelled = test_pairs(data, (10, 40))
+    pairs = pairs_of(data, table, labelled=labelled)
+    kept = {}
 
-    kept: dict[str, consistency.Buckets] = {}
-    original = consistency.patient_intervals
-
-    def spy(statistic, num_patients, **options):
-        kept["buckets"] = statistic.__self__
-        return original(statistic, num_patients, **options)
+    def spy(statistic, num_patients, **_):
+        assert num_patients == len(weights)
+        kept.update({name: float(values[0]) for name, values in statistic(weights[None].astype(float)).items()})
+        return {}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(consistency, "patient_intervals", spy)
-        evaluate_consistency(data, CONFIG, seed=0)
+        patch.setattr(pair_means, "patient_intervals", spy)
+        pair_means.measure(pairs, np.unique(pairs.patient_of_slide), CONFIG, seed=0)
+    return kept
+
+
+def test_bootstrap_weights_equal_weighted_pairs(data: Embedded) -> None:
     pair = pairwise(data)
     names, parent_patient = np.unique(pair["patient"], return_inverse=True)
     child_patient = np.searchsorted(names, data.patients[test_pairs(data, (10, 40))[0]["child"].to_numpy()])
     weights = np.array([2.0, 0, 1, 3, 1])
     across = weights[parent_patient][:, None] * weights[child_patient][None]
     weight = np.where(pair["other_patient"], across, weights[parent_patient][:, None]) * ~pair["aligned"] * pair["same"]
-    found = kept["buckets"].statistics(weights[None])
-    assert found["s_neg_same"][0] == pytest.approx((pair["cosine"] * weight).sum() / weight.sum())
+    found = resampled(data, weights)
+    assert found["s_neg_same"] == pytest.approx((pair["cosine"] * weight).sum() / weight.sum())
     aligned = pair["aligned"] * weights[parent_patient][:, None]
-    assert found["s_pos"][0] == pytest.approx((pair["cosine"] * aligned).sum() / aligned.sum())
+    assert found["s_pos"] == pytest.approx((pair["cosine"] * aligned).sum() / aligned.sum())
+    allowed = {
+        "class_average": weight,
+        "same_slide_class_average": weight * pair["same_slide"],
+        "other_patient_class_average": weight * pair["other_patient"],
+    }
+    for name, part in allowed.items():
+        by_class = [part * (pair["class"] == code)[:, None] for code in np.unique(pair["class"])]
+        expected = np.mean([(pair["cosine"] * one).sum() / one.sum() for one in by_class if one.sum()])
+        assert found[f"cosine {name} s_neg_same"] == pytest.approx(expected)
+
+
+def test_one_draw_of_each_patient_gives_every_number_of_the_report(data: Embedded, report: dict) -> None:
+    """Whatever has an interval: its statistic, with each patient drawn once, is the number itself."""
+    found = resampled(data, np.ones(5))
+    assert set(found) == set(report["bootstrap"]["intervals"])
+    for name, value in found.items():
+        path = name.split(" ") if " " in name else ["cosine", "pair_average", name]
+        part = report
+        for key in path:
+            part = part[key]
+        assert value == pytest.approx(part), name
 
 
 def test_few_patients_give_no_interval(data: Embedded) -> None:
@@ -138,6 +167,46 @@ def test_retrieval_is_within_slides(data: Embedded, report: dict) -> None:
     chance = report["counts"]["slides"] / report["counts"]["parents"]  # every slide has the same number of parents
     assert report["retrieval"]["child_to_parent"]["chance"] == pytest.approx(chance)
     assert report["retrieval"]["parent_to_child"]["chance"] == pytest.approx(chance)
+    first_five = np.take_along_axis(pair["aligned"], (-cosine).argsort(1)[:, :5], 1).any(1)
+    assert report["retrieval"]["parent_to_child"]["at_5"] == pytest.approx(first_five.mean())
+    first_five = np.take_along_axis(pair["aligned"], (-cosine).argsort(0)[:5], 0).any(0)
+    assert report["retrieval"]["child_to_parent"]["at_5"] == pytest.approx(first_five.mean())
+    parents = report["counts"]["parents"] // report["counts"]["slides"]
+    assert report["retrieval"]["child_to_parent"]["chance_at_5"] == pytest.approx(5 / parents)
+
+
+def test_transitivity_equals_every_pair_of_grandparent_and_grandchild(data: Embedded, report: dict) -> None:
+    """By tile ids: S00_L0_i_j holds S00_L2_i_j_k_m; grandchildren are children of Table 4's pairs."""
+    grand = report["transitivity"]
+    assert grand["status"] == "ok" and grand["transition"] == "2.5x-40x"
+    ids, test = data.tiles["tile_id"].to_numpy(str), (data.tiles["split"] == "test").to_numpy()
+    child = np.unique(test_pairs(data, (10, 40))[0]["child"].to_numpy())
+    upper = data.pairs.loc[data.pairs["kind"] == "2.5x-10x", "parent"].unique()  # tiles of Background make no pairs
+    parents = np.sort(upper[test[upper] & (data.codes[upper] >= 0)])
+    of = np.array([name.rsplit("_", 2)[0].replace("_L2_", "_L0_") for name in ids[child]])
+    child, of = child[np.isin(of, ids[parents])], of[np.isin(of, ids[parents])]
+    parents = parents[np.isin(ids[parents], of)]
+    cosine = unit(data.features[parents]) @ unit(data.features[child]).T
+    aligned = ids[parents][:, None] == of[None]
+    assert (aligned.sum(0) == 1).all() and grand["counts"]["children"] == len(child)
+    same = data.codes[parents][:, None] == data.codes[child][None]
+    slide = data.tiles["slide_id"].to_numpy(str)
+    same_slide = slide[parents][:, None] == slide[child][None]
+    other_patient = data.patients[parents][:, None] != data.patients[child][None]
+    for name, allowed in {"pair_average": True, "same_slide": same_slide, "other_patient": other_patient}.items():
+        row = grand["cosine"][name]
+        assert row["s_pos"] == pytest.approx(cosine[aligned].mean())
+        assert row["num_neg_same"] == (~aligned & allowed & same).sum()
+        for key, pairs in {"s_neg_same": ~aligned & allowed & same, "s_neg_diff": ~aligned & allowed & ~same}.items():
+            assert row[key] == (pytest.approx(cosine[pairs].mean()) if pairs.any() else None)
+    assert grand["cosine"]["other_patient"]["s_neg_same"] is not None
+    assert grand["bootstrap"]["intervals"]["delta_sem"] is not None
+
+
+def test_transitivity_needs_a_coarser_pair(data: Embedded) -> None:
+    alone = replace(data, pairs=data.pairs[data.pairs["kind"] == "10x-40x"])
+    grand = evaluate_consistency(alone, CONFIG, seed=0)["transitivity"]
+    assert grand["status"] == "not applicable" and "no parent of the test pairs is a child at 10x" in grand["reason"]
 
 
 def test_without_labels_positives_and_negatives_remain(data: Embedded) -> None:
@@ -164,3 +233,31 @@ def test_projection_draws_parents_of_every_class_with_all_children(data: Embedde
     assert parents["label"].nunique() == len(np.unique(pairwise(data)["class"]))
     assert 0 < sum(fitted["explained"]) <= 1
     assert projection(data, CONFIG, seed=0)[0].equals(table)
+
+
+def test_constant_embeddings_retrieve_by_chance_and_have_no_gap(data: Embedded) -> None:
+    report = evaluate_consistency(replace(data, features=np.ones_like(data.features)), CONFIG, seed=0)
+    for part in (report, report["transitivity"]):
+        row = part["cosine"]["pair_average"]
+        assert row["s_pos"] == pytest.approx(1) and row["delta_hier"] == pytest.approx(0)
+        assert part["centred"]["pair_average"]["s_pos"] == 0  # nothing is left once the mean is gone
+        for way in part["retrieval"].values():
+            assert way["at_1"] == pytest.approx(way["chance"]) and way["at_5"] == pytest.approx(way["chance_at_5"])
+
+
+def test_one_slide_has_no_other_patients(data: Embedded) -> None:
+    split = data.tiles["split"].where((data.tiles["split"] != "test") | (data.tiles["slide_id"] == "S05"), "none")
+    report = evaluate_consistency(replace(data, tiles=data.tiles.assign(split=split)), CONFIG, seed=0)
+    assert report["counts"]["slides"] == 1 and report["cosine"]["other_patient"]["s_neg_same"] is None
+    assert report["cosine"]["same_slide"] == report["cosine"]["pair_average"]
+    assert report["bootstrap"]["reason"] == "1 test patient(s), an interval needs 5"
+
+
+def test_class_that_the_pairs_lack_has_no_weight(data: Embedded) -> None:
+    gone = replace(data, tiles=data.tiles.assign(code=np.where(data.codes == 1, -1, data.codes)))
+    report, pair = evaluate_consistency(gone, CONFIG, seed=0), pairwise(gone)
+    assert report["counts"]["parents_by_class"][data.classes[1]] == 0 and 1 not in pair["class"]
+    means = [
+        pair["cosine"][(pair["class"] == code)[:, None] & pair["aligned"]].mean() for code in np.unique(pair["class"])
+    ]
+    assert report["cosine"]["class_average"]["s_pos"] == pytest.approx(np.mean(means))

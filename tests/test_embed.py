@@ -54,7 +54,9 @@ def test_every_vector_is_its_tiles(results: Path, slides: Path) -> None:
     assert audit["dim"] == 6 and audit["config"]["spec"] == "colour"
 
 
-def test_only_what_changed_is_encoded_again(slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_changed_is_encoded_again(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = configure(tmp_path, slides, **COLOUR)
     folder = run_all(config)
     done: list[str] = []
@@ -70,6 +72,10 @@ def test_only_what_changed_is_encoded_again(slides: Path, tmp_path: Path, monkey
         evaluate.load(config, "colour")
     embed.run(config, "colour")
     assert done == ["S01"]
+    (folder / "embed" / "colour" / "dense" / "S02.json").unlink()
+    capsys.readouterr()
+    embed.run(config, "colour")
+    assert done == ["S01", "S02"] and " tiles of 1 slides in " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("limit", [1, 3, 64])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pandas as pd
 import pytest
 from fake_results import fake_config, fake_results
 
+from mad.config.evaluation import PROTOCOLS
 from mad.files import MadError, read_parquet, write_json, write_parquet
+from mad.reporting.scale_tables import scale_table, site_table
+from mad.reporting.tables import table3, table4, table5
 from mad.stages import evaluate, report
 
-PROTOCOLS = ("classification", "clustering", "consistency", "transfer", "segmentation")
 QUICK: dict[str, Any] = {
     "probe_steps": 60,
     "runs": 2,
@@ -40,6 +43,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two evaluated encoders, one that shifts with magnification, and the report; a third encoder is absent."""
     folder = tmp_path_factory.mktemp("results")
     fake_results(folder, {"mad": 0.0, "shifted": 1.5}, columns=3, noise=2)
+    cohort = read_parquet(folder / "cohort" / "slides.parquet")
+    write_parquet(folder / "cohort" / "slides.parquet", cohort.assign(site=list("ABABABAB"), scanner="Scan"))
     config = fake_config(folder, ["mad", "shifted", "absent"], evaluate={"probe_steps": 300, "runs": 3})
     for encoder in ("mad", "shifted"):
         evaluate.run(config, encoder)
@@ -56,7 +61,28 @@ def test_every_protocol_is_ok_and_says_where_it_comes_from(whole: Path) -> None:
             assert content["status"] == "ok" and content["protocol"] == name and content["encoder"] == encoder
             assert content["sources"]["weights_sha256"] == "0" * 64 and len(content["sources"]["audit_sha256"]) == 64
             assert content["sources"]["data_digest"] == read(whole)["transfer"]["sources"]["data_digest"]
-            assert content["classes"][0] == "Gray Matter" and content["rules"]
+            assert content.get("classes", ["Gray Matter"])[0] == "Gray Matter" and content["rules"]
+
+
+def test_keys_are_those_of_the_contract(whole: Path) -> None:
+    """docs/data-contracts.md, "Evaluation": every key that its table names is in the JSON."""
+    text = (Path(__file__).parents[1] / "docs" / "data-contracts.md").read_text()
+    section = text[text.index("## Evaluation") : text.index("## Evidence")]
+    common = re.search(r"has (`encoder`.*?`reason`, `seed`, `split_by`, `dim`, `sources`)", section, re.DOTALL)
+    assert common
+    found = read(whole)
+    for content in found.values():
+        assert set(re.findall(r"`(\w+)`", common[1])) | {"dropped", "duplicates"} <= set(content)
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| .* \|$", section, re.MULTILINE)
+    named = [
+        (protocol, key) for protocol, keys in rows if protocol in PROTOCOLS for key in re.findall(r"`([\w.]+)`", keys)
+    ]
+    assert {protocol for protocol, _ in named} == set(PROTOCOLS) - {"segmentation"}
+    for protocol, key in named:
+        part: Any = found[protocol]
+        for name in key.replace("PROBE", "paper").split("."):
+            assert name in part, (protocol, key)
+            part = part[name]
 
 
 def test_scale_free_embeddings_win(whole: Path) -> None:
@@ -79,10 +105,82 @@ def test_tables_print_what_the_json_holds(whole: Path) -> None:
     assert "published, on other data; not comparable" in text
     assert text.index("| mad |") < text.index("| shifted |") < text.index("| absent | absent")
     assert "No intervals: 2 test patient(s), an interval needs 5." in text
-    for name in ("table2", "table3", "table4", "table5", "scales", "slides", "training", "time"):
+    for name in ("table2", "table3", "table4", "table5", "scales", "sites", "slides", "training", "time"):
         assert {path.suffix for path in (whole / "report" / "tables").glob(f"{name}.*")} == {".csv", ".md", ".tex"}
         assert "nan" not in (whole / "report" / "tables" / f"{name}.md").read_text().lower()
     assert "| tile | 1 | 3.5 | 3.5 | – | 120 |" in (whole / "report" / "tables" / "time.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["table3", "table4", "table5", "scales", "sites"])
+def test_every_number_is_found_in_its_json(whole: Path, name: str) -> None:
+    """Column by column: the CSV's number, spread and interval stand at the column's source; Markdown names the place."""
+    reports = report.read_reports(whole, ["mad", "shifted", "absent"])
+    classes = read(whole)["classification"]["classes"]
+    made = {
+        "table3": lambda: table3(list(reports), reports, classes),
+        "table4": lambda: table4(list(reports), reports),
+        "table5": lambda: table5(list(reports), reports),
+        "scales": lambda: scale_table(list(reports), reports),
+        "sites": lambda: site_table(list(reports), reports),
+    }[name]()
+    frame = pd.read_csv(whole / "report" / "tables" / f"{name}.csv").set_index("encoder")
+    text = (whole / "report" / "tables" / f"{name}.md").read_text()
+    columns = [column for block in made.blocks for column in block.columns]
+    assert len({column.key for column in columns}) == len(columns) > 5
+    numbers = 0
+    for column in columns:
+        assert f"`{'/'.join(column.source[1:])}`" in text
+        for encoder in ("mad", "shifted"):
+            part: Any = read(whole, encoder)[column.source[0]]
+            boot: Any = part
+            for key in column.source[1:]:
+                part = part[key]
+            stored, printed = part["mean"] if isinstance(part, dict) else part, frame.loc[encoder, column.key]
+            assert np.isnan(printed) if stored is None else printed == pytest.approx(column.scale * stored), column.key
+            numbers += stored is not None
+            if column.interval:
+                for key in column.interval[: column.interval.index("intervals") + 1]:
+                    boot = boot[key]
+                assert boot is None and f"{column.key} low" not in frame  # two test patients
+    assert numbers > len(columns)
+    assert "an interval needs 5" in text and "± nan" not in text
+
+
+def test_intervals_are_printed_for_everything_but_what_cannot_have_one(tmp_path: Path) -> None:
+    fake_results(
+        tmp_path,
+        {"mad": 0.4},
+        columns=3,
+        dim=6,
+        noise=2,
+        splits={f"S0{n}": "test" for n in range(3, 8)} | {"S00": "train"},
+    )
+    cohort = read_parquet(tmp_path / "cohort" / "slides.parquet")
+    write_parquet(tmp_path / "cohort" / "slides.parquet", cohort.assign(site=["A", "B", "C", *"AAAAA"]))
+    config = fake_config(tmp_path, ["mad"], evaluate=QUICK)
+    evaluate.run(config, "mad")
+    report.run(config)
+    without = {
+        "table3": "dbi",
+        "table4": "chance",
+        "table5": "^n ",
+        "scales": "rankme|chance",
+        "sites": "tiles",
+    }
+    for name, none in without.items():
+        frame = pd.read_csv(tmp_path / "report" / "tables" / f"{name}.csv").set_index("encoder")
+        mine = frame.loc["mad"].drop(["source", "absent"]).dropna()
+        numbers = [key for key in mine.index if not key.endswith((" std", " low", " high"))]
+        bare = {key for key in numbers if f"{key} low" not in mine}
+        allowed = {key for key in numbers if re.search(none, key)} | {
+            "n",
+            *(k for k in numbers if k.endswith("patients")),
+        }
+        assert bare <= allowed, (name, bare - allowed)
+        for key in set(numbers) - bare:
+            assert mine[f"{key} low"] <= mine[f"{key} high"]
+        text = (tmp_path / "report" / "tables" / f"{name}.md").read_text()
+        assert "resamples of the 5 test patients" in text
 
 
 def test_figures_are_drawn_even_without_the_slide(whole: Path) -> None:
@@ -130,7 +228,7 @@ def test_no_labels_at_all(tmp_path: Path) -> None:
         found["consistency"]["status"] == "ok" and found["consistency"]["cosine"]["pair_average"]["delta_sem"] is None
     )
     assert len(read_parquet(tmp_path / "evaluate" / "mad" / "segmentation.parquet")) == 0
-    assert "mad is absent: not applicable" in (tmp_path / "report" / "tables" / "table3.md").read_text()
+    assert "mad: not applicable" in (tmp_path / "report" / "tables" / "table3.md").read_text()
     assert "Unlabelled" in (tmp_path / "report" / "tables" / "table2.md").read_text()
 
 
@@ -153,17 +251,46 @@ def test_block_split_is_said_on_every_table(tmp_path: Path) -> None:
         assert "Not patient-held-out" in (tmp_path / "report" / "tables" / f"table{number}.md").read_text()
 
 
-def test_missing_slide_and_tiles_are_counted_and_broken_numbers_left_out(tmp_path: Path) -> None:
+def test_missing_slide_and_tiles_are_counted_and_broken_numbers_refused(tmp_path: Path) -> None:
     fake_results(tmp_path, {"mad": 0.0}, columns=2, patients=6, dim=6)
     (tmp_path / "shard" / "S00.parquet").unlink()
     embed = tmp_path / "embed" / "mad"
     features = np.load(embed / "S01.npy")
-    features[3] = np.nan
     np.save(embed / "S01.npy", features[:-1])
-    write_parquet(embed / "S01.parquet", read_parquet(embed / "S01.parquet").iloc[:-1])
-    evaluate.run(fake_config(tmp_path, ["mad"], evaluate=QUICK), "mad")
-    assert read(tmp_path)["classification"]["dropped"] == {"without embedding": 1, "embedding not finite": 1}
+    rows = read_parquet(embed / "S01.parquet")
+    write_parquet(embed / "S01.parquet", rows.iloc[:-1])
+    config = fake_config(tmp_path, ["mad"], evaluate=QUICK)
+    evaluate.run(config, "mad")
+    assert read(tmp_path)["classification"]["dropped"] == {"without embedding": 1}
     assert read(tmp_path)["classification"]["patients"]["train"] == 2
+    for broken, more in (([3], ""), ([3, 7], r" \(and of 1 more\)")):
+        features[broken] = np.nan if more else np.inf
+        np.save(embed / "S01.npy", features[:-1])
+        with pytest.raises(MadError, match=rf"slide S01: the embedding of tile {rows['tile_id'][3]}{more} holds NaN"):
+            evaluate.run(config, "mad")
+
+
+def test_duplicates_are_named_and_not_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_results(tmp_path, {"mad": 0.0}, columns=2, patients=6, dim=6)
+    config = fake_config(tmp_path, ["mad"], evaluate=QUICK)
+    before = evaluate.load(config, "mad")
+    shard = {slide: read_parquet(tmp_path / "shard" / f"{slide}.parquet") for slide in ("S00", "S05")}
+    child = shard["S05"].loc[shard["S05"]["kind"].eq("10x-40x") & shard["S05"]["role"].eq("child"), "tile_id"].iloc[0]
+    for slide, table in shard.items():
+        same = table["tile_id"] == child.replace("S05", slide)
+        digest = table["sha256"].astype(object).where(~same, "f" * 64).astype("string")
+        write_parquet(tmp_path / "shard" / f"{slide}.parquet", table.assign(sha256=digest, blur=np.float32(90)))
+    evaluate.run(config, "mad")
+    found = read(tmp_path)["consistency"]
+    expected = {"tiles": 2, "excluded_from_test": 1, "uniform": 0, "slides": ["S00 (train) and S05 (test): 1 tile(s)"]}
+    assert found["duplicates"] == expected and found["dropped"]["duplicate of another tile"] == 1
+    assert "same pixels: S00 (train) and S05 (test): 1 tile(s)" in capsys.readouterr().err
+    after = evaluate.load(config, "mad")
+    assert set(before.tiles["tile_id"]) - set(after.tiles["tile_id"]) == {child}
+    assert len(after.pairs) == len(before.pairs) - 1
+    names = after.tiles["tile_id"].to_numpy(str)
+    assert all(names[c].startswith(names[p].split("_L")[0]) for p, c in after.pairs[["parent", "child"]].to_numpy())
+    assert np.array_equal(after.features, before.features[(before.tiles["tile_id"] != child).to_numpy()])
 
 
 def test_contradictions_are_refused(tmp_path: Path) -> None:
@@ -175,6 +302,14 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "cohort" / "slides.parquet", cohort.assign(patient_id="same"))
     with pytest.raises(MadError, match="patient same has tiles in two splits"):
         evaluate.run(config, "mad")
+    shard = read_parquet(tmp_path / "shard" / "S00.parquet")
+    child = shard.loc[shard["tile_id"].str.contains("_L2_"), "tile_id"].iloc[0]
+    other = shard.assign(split=shard["split"].where(shard["tile_id"] != child, "test"))
+    write_parquet(tmp_path / "shard" / "S00.parquet", other)
+    write_parquet(tmp_path / "cohort" / "slides.parquet", cohort.assign(split_by="block"))
+    with pytest.raises(MadError, match="slide S00: the coarsest tile 0_0 and the tiles inside it are in two splits"):
+        evaluate.run(config, "mad")
+    write_parquet(tmp_path / "shard" / "S00.parquet", shard)
     write_parquet(tmp_path / "cohort" / "slides.parquet", cohort)
     with pytest.raises(MadError, match=r"label\.classes does not list"):
         evaluate.run(fake_config(tmp_path, ["mad"], label={"classes": ["Tumour"], "background": None}), "mad")

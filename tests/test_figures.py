@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from mad.reporting.figures import figure3, figure4, paint_raster
+from mad.reporting.figures import STYLE, _families, _save, _scatter, _test_border, figure3, figure4, paint_raster
 
 CLASSES = ["Gray Matter", "White Matter"]
 COLOURS = {"Gray Matter": "#ff0000", "White Matter": "#0000ff"}
@@ -54,15 +55,45 @@ def coordinates(labelled: bool = True) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["tile_id", "parent_id", "role", "label", "x", "y"])
 
 
-@pytest.mark.parametrize("num_panels", [0, 1, 5])
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("num_panels", [1, 5])
 def test_figure_3_has_a_panel_per_encoder(tmp_path: Path, num_panels: int) -> None:
     panels = [(f"encoder{n}", coordinates(labelled=n != 1), (0.5, 0.2)) for n in range(num_panels)]
     figure3(panels, classes=CLASSES, transition=(10, 40), path=tmp_path / "f.png")
-    pixels = np.asarray(Image.open(tmp_path / "f.png").convert("RGB")).astype(int)
-    blue = ((pixels[..., 2] - pixels[..., 0]) > 80).any()
-    red = ((pixels[..., 0] - pixels[..., 2]) > 80).any()
-    assert blue and red  # the legend alone has them where there is no panel
-    assert pixels.shape[1] > {0: 500, 1: 500, 5: 1800}[num_panels]
+    pixels = read(tmp_path / "f.png")
+    assert ((pixels[..., 2] - pixels[..., 0]) > 80).any() and ((pixels[..., 0] - pixels[..., 2]) > 80).any()
+    assert pixels.shape[1] > {1: 500, 5: 1800}[num_panels]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_figure_3_shows_the_families_of_one_parent_per_class(tmp_path: Path, labelled: bool) -> None:
+    """Of four parents in two classes two stand out, one where no tile has a class."""
+    table = coordinates(labelled)
+    assert _families(table, CLASSES) == (["p0", "p1"] if labelled else ["p0"])
+    assert _families(table[table["label"] != CLASSES[0]], CLASSES) == (["p1"] if labelled else ["p0"])
+    dark = []
+    for families in ([], ["p0", "p1"]):
+        with plt.rc_context(STYLE):
+            figure, axis = plt.subplots(figsize=(3, 3))
+            _scatter(axis, table, CLASSES, families)
+            _save(figure, tmp_path / "f.png")
+        dark.append((read(tmp_path / "f.png").max(-1) < 120).sum())
+    assert dark[1] > dark[0] + 1000
+
+
+@pytest.mark.parametrize("draw", ["figure3", "figure4"])
+def test_a_figure_without_data_says_so(tmp_path: Path, draw: str) -> None:
+    """A line of grey text, neither axes nor a legend."""
+    if draw == "figure3":
+        figure3([], classes=CLASSES, transition=(10, 40), path=tmp_path / "f.png")
+    else:
+        figure4([], ["mad"], colours=COLOURS, path=tmp_path / "f.png")
+    pixels = read(tmp_path / "f.png")
+    text = pixels.min(-1) < 200
+    assert text.sum() > 500 and np.ptp(np.flatnonzero(text.any(1))) < 40 and (np.ptp(pixels, axis=-1) < 10).all()
 
 
 def test_figure_4_paints_truth_and_maps_and_names_the_absent(tmp_path: Path) -> None:
@@ -88,9 +119,18 @@ def test_figure_4_paints_truth_and_maps_and_names_the_absent(tmp_path: Path) -> 
     assert (pixels == (0, 200, 0)).all(-1).mean() > 0.01
 
 
-def test_figure_4_without_slides(tmp_path: Path) -> None:
-    figure4([], ["mad"], colours=COLOURS, path=tmp_path / "f.png")
-    assert Image.open(tmp_path / "f.png").size[0] > 100
+def test_a_line_bounds_the_test_part() -> None:
+    tiles = grid([["Gray Matter"] * 4] * 3, side=100, origin=50)
+    assert _test_border(tiles) == [] and _test_border(tiles.assign(split="test")) == []
+    split = ["train", None, "test", "test", "train", None, "test", "test", "train", None, "test", "train"]
+    border = {tuple(sorted(segment)) for segment in _test_border(tiles.assign(split=split))}
+    inside = {(place % 4, place // 4) for place, name in enumerate(split) if name == "test"}
+    wanted = set()
+    for x, y in inside:
+        corners = [(50 + 100 * (x + dx), 50 + 100 * (y + dy)) for dx, dy in ((0, 0), (1, 0), (1, 1), (0, 1))]
+        beyond = [(x, y - 1), (x + 1, y), (x, y + 1), (x - 1, y)]
+        wanted |= {tuple(sorted((corners[n], corners[(n + 1) % 4]))) for n in range(4) if beyond[n] not in inside}
+    assert border == wanted
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
-"""Retrieval@1 against brute force; ties by expectation."""
+"""Retrieval@1 and @5 against brute force; ties by expectation, against drawing at random."""
 
 from __future__ import annotations
+
+from math import comb
 
 import numpy as np
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
 
-from mad.metrics.retrieval import retrieval_at_1
+from mad.metrics.retrieval import retrieval_at
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -14,20 +16,45 @@ def test_equals_brute_force(seed: int) -> None:
     generator = np.random.default_rng(seed)
     queries, candidates = generator.normal(size=(40, 5)), generator.normal(size=(64, 5))
     query_key, candidate_key = generator.integers(0, 8, 40), generator.integers(0, 8, 64)
-    hits, chance = retrieval_at_1(queries, candidates, query_key, candidate_key, chunk=13)
-    nearest = cosine_similarity(queries, candidates).argmax(1)
-    assert (hits == (candidate_key[nearest] == query_key)).all()
-    assert chance == pytest.approx([(candidate_key == key).mean() for key in query_key])
+    hits, chance = retrieval_at(queries, candidates, query_key, candidate_key, chunk=13)
+    nearest = (-cosine_similarity(queries, candidates)).argsort(1)
+    for place, k in enumerate((1, 5)):
+        assert (hits[place] == (candidate_key[nearest[:, :k]] == query_key[:, None]).any(1)).all()
+        own = [(candidate_key == key).sum() for key in query_key]
+        assert chance[place] == pytest.approx([1 - comb(64 - number, k) / comb(64, k) for number in own])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ties_equal_drawing_at_random(seed: int) -> None:
+    """Few distinct directions: candidates of equal cosine are put in random order, many times."""
+    generator = np.random.default_rng(seed)
+    directions = np.concatenate([np.eye(3), -np.eye(3)])
+    queries, candidates = directions[generator.integers(0, 6, 12)], directions[generator.integers(0, 6, 20)]
+    query_key, candidate_key = generator.integers(0, 6, 12), generator.integers(0, 6, 20)
+    hits, _ = retrieval_at(queries, candidates, query_key, candidate_key)
+    similarity = cosine_similarity(queries, candidates)
+    found = np.zeros((2, 12))
+    for _ in range(3000):
+        order = generator.permutation(20)
+        ranked = order[(-similarity[:, order]).argsort(1, kind="stable")]
+        found += [(candidate_key[ranked[:, :k]] == query_key[:, None]).any(1) for k in (1, 5)]
+    assert hits == pytest.approx(found / 3000, abs=0.04)
+
+
+def test_fewer_candidates_than_places_are_all_found() -> None:
+    hits, chance = retrieval_at(np.eye(3), np.eye(3), np.arange(3), np.array([1, 2, 2]))
+    assert hits.tolist() == [[0, 0, 1], [0, 1, 1]] and chance[1].tolist() == [0, 1, 1]
 
 
 def test_collapsed_embeddings_score_chance() -> None:
     keys = np.repeat(np.arange(5), 4)
-    hits, chance = retrieval_at_1(np.ones((5, 3)), np.ones((20, 3)), np.arange(5), keys)
+    hits, chance = retrieval_at(np.ones((5, 3)), np.ones((20, 3)), np.arange(5), keys)
     assert hits == pytest.approx(chance)
-    assert chance == pytest.approx(np.full(5, 0.2))
+    assert chance[0] == pytest.approx(np.full(5, 0.2))
+    assert chance[1] == pytest.approx(np.full(5, 1 - comb(16, 5) / comb(20, 5)))
 
 
 def test_perfect_embeddings_always_hit() -> None:
     keys = np.repeat(np.arange(6), 3)
-    hits, _ = retrieval_at_1(np.eye(6), np.eye(6)[keys], np.arange(6), keys)
+    hits, _ = retrieval_at(np.eye(6), np.eye(6)[keys], np.arange(6), keys)
     assert (hits == 1).all()

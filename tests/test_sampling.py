@@ -212,6 +212,11 @@ def test_blocks_are_contiguous_with_a_guard_between(count: int) -> None:
     assert abs(len(head) - 0.6 * (count - 1)) <= 0.5
 
 
+def test_what_the_border_cuts_off_goes_with_the_last_block() -> None:
+    split = block_split(np.array([0, 9, 10]), 10, {"train": 0.5, "val": 0.0, "test": 0.5}, guard=1)
+    assert split.tolist() == ["train", "test", "test"]
+
+
 def test_the_stage_gives_the_same_bytes_in_any_number_of_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,12 @@ def test_matrix_equals_scikit_learn_and_is_null_where_nothing_is(tmp_path) -> No
     fake_results(tmp_path, {"mad": 0.5}, columns=2, noise=3)
     data = load(fake_config(tmp_path, ["mad"]), "mad")
     config = EvaluationConfig(sound_strengths=[1e-2])
-    matrix = scale_matrix(data, config)
+    found = scale_matrix(data, config.model_copy(update={"min_patients": 2, "bootstrap_resamples": 40}))
+    matrix = found["matrix"]
+    for tested in ("2.5x", "10x", "40x"):
+        for trained, (low, high) in found["matrix_bootstrap"][tested]["intervals"].items():
+            assert low <= matrix[trained][tested] <= high
+    assert scale_matrix(data, config)["matrix_bootstrap"]["40x"]["reason"] == "2 test patient(s), an interval needs 5"
     train, test = data.rows("train", 10), data.rows("test", 40)
     scaler = StandardScaler().fit(data.features[train])
     model = LogisticRegression(C=100 / len(train), max_iter=2000).fit(
@@ -71,5 +76,7 @@ def test_matrix_equals_scikit_learn_and_is_null_where_nothing_is(tmp_path) -> No
     expected = jaccard_score(data.codes[test], predicted, labels=np.unique(data.codes[test]), average="macro")
     assert matrix["10x"]["40x"] == pytest.approx(expected, abs=0.01)
     fine = (data.tiles["magnification"] == 40) & (data.tiles["split"] == "train")
-    without = scale_matrix(replace(data, tiles=data.tiles.assign(code=np.where(fine, -1, data.codes))), config)
+    without = scale_matrix(replace(data, tiles=data.tiles.assign(code=np.where(fine, -1, data.codes))), config)[
+        "matrix"
+    ]
     assert set(without["40x"].values()) == {None} and without["10x"]["40x"] == matrix["10x"]["40x"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from mad.reporting import published
 from mad.reporting.composition import table2
+from mad.reporting.from_json import BLOCK_NOTE
 from mad.reporting.qc import health_table, time_table
 from mad.reporting.table import Block, Cell, Column, Row, Table
-from mad.reporting.tables import BLOCK_NOTE, table3, table4, table5
+from mad.reporting.tables import table3, table4, table5
 
 CLASSES = ["Gray Matter", "White Matter", "Background"]
 
@@ -45,9 +47,9 @@ def test_markdown_marks_the_best_of_ours_alone() -> None:
     assert "| a | **0.50 ± 0.01** | 3.0 |" in lines  # equal as printed: both are bold
     assert "| b | **0.50** | 2.0 [1.0, 2.5] |" in lines
     assert "| c | – | **0.0** |" in lines
-    assert "| d | absent | absent |" in lines
+    assert "| d | n/a | n/a |" in lines
     assert "| MAD-NP | 0.99 |" in lines and "*elsewhere:*" in lines
-    assert "- note" in lines and "- d is absent: not applicable: no labels." in lines
+    assert "- note" in lines and "- d: not applicable: no labels." in lines
 
 
 def test_nothing_is_bold_where_all_are_equal() -> None:
@@ -64,9 +66,19 @@ def test_csv_holds_unrounded_numbers_and_their_spread() -> None:
     assert frame.loc["d", "absent"] == "not applicable: no labels"
 
 
-def test_latex_has_a_tabular_per_block_and_no_raw_signs() -> None:
-    text = small_table().latex()
-    assert text.count(r"\begin{tabular}{lrr}") == 1 and r"\textbf{0.50 $\pm$ 0.01}" in text and "MAD-NP" not in text
+def test_latex_has_a_booktabs_table_per_block_and_no_raw_signs() -> None:
+    table = small_table()
+    odd = Row(name="50 %_{a} & $b$ [#1]", cells={"up": Cell(value=0.1)})
+    text = replace(table, rows=[*table.rows, odd]).latex()
+    assert text.count(r"\begin{tabular}{lrr}") == text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    assert r"\textbf{0.50 $\pm$ 0.01}" in text and r"2.0 {[}1.0, 2.5{]}" in text
+    assert r"50 \%\_\{a\} \& \$b\$ {[}\#1{]} & 0.10" in text
+    ours, paper = text.split(r"\multicolumn{3}{l}{\emph{elsewhere}}")
+    assert "MAD-NP" not in ours and r"MAD-NP & 0.99 & -- \\" in paper
+    assert text.count(r"\midrule") == 2
+    for line in text.splitlines():  # as many cells in each line as the table has columns
+        if line.endswith(r"\\") and "multicolumn" not in line:
+            assert line.replace(r"\&", "").count("&") == 2, line
 
 
 def shard_rows() -> pd.DataFrame:
@@ -153,7 +165,7 @@ def test_empty_cohort_has_tables_too() -> None:
 def test_not_applicable_is_the_reason_of_an_absent_row(protocol: str) -> None:
     reports = {"a": {protocol: {"status": "not applicable", "reason": "no 40x"}}}
     text = (table4 if protocol == "consistency" else table5)(["a"], reports).markdown()
-    assert "a is absent: not applicable: no 40x." in text
+    assert "a: not applicable: no 40x." in text
 
 
 def test_published_rows_are_whole() -> None:

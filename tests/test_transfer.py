@@ -137,3 +137,56 @@ def test_not_applicable_without_labels_or_pairs(data: Embedded) -> None:
         evaluate_transfer(replace(data, tiles=data.tiles.assign(code=-1)), CONFIG, seed=0)
     with pytest.raises(NotApplicableError, match="no labelled 10x-40x pairs"):
         evaluate_transfer(replace(data, pairs=data.pairs.iloc[:0]), CONFIG, seed=0)
+
+
+def test_every_number_of_the_table_has_an_interval(data: Embedded) -> None:
+    config = CONFIG.model_copy(update={"min_patients": 2})
+    report, _ = evaluate_transfer(data, config, seed=0)
+    for probe in ("paper", "sound", "paper_matched", "sound_coral"):
+        for variant in ("with_background", "without_background"):
+            part = report[probe][variant]
+            intervals = part["bootstrap"]["intervals"]
+            for side in ("coarse", "fine"):
+                for key in ("mean_iou", "mean_dice", "accuracy"):
+                    low, high = intervals[f"{side}_{key}"]
+                    assert low <= part[side][key]["mean"] <= high
+                for key in ("iou", "dice"):
+                    for name, number in part[side][key].items():
+                        interval = intervals[f"{side}_{key} {name}"]
+                        assert (interval is None) == (number["mean"] is None)
+            assert intervals["consistency"] is not None
+        low, high = report[probe]["agreement"]["bootstrap"]["intervals"]["agreement"]
+        assert low <= report[probe]["agreement"]["mean"] <= high
+    few = evaluate_transfer(data, CONFIG, seed=0)[0]
+    for boot in (few["sound"]["agreement"]["bootstrap"], few["sound"]["with_background"]["bootstrap"]):
+        assert boot["intervals"] is None and boot["reason"] == "2 test patient(s), an interval needs 5"
+
+
+def test_class_scores_equal_scikit_learn(data: Embedded) -> None:
+    test, parent_of_fine = test_tiles(data, (10, 40))
+    truth = {side: data.codes[rows] for side, rows in test.items()}
+    generator = np.random.default_rng(1)
+    predicted = {side: generator.integers(0, 5, (1, len(codes))) for side, codes in truth.items()}
+    patients = {side: data.patients[rows] for side, rows in test.items()}
+    report = transfer_scores(predicted, truth, patients, data, CONFIG, parent_of_fine=parent_of_fine, seed=0)
+    for side, codes in truth.items():
+        part = report["with_background"][side]
+        for name, score in (("iou", jaccard_score), ("dice", f1_score)):
+            expected = score(codes, predicted[side][0], labels=range(5), average=None)
+            for code, label in enumerate(data.classes):
+                found = part[name][label]["mean"]
+                assert found == pytest.approx(expected[code]) if code in codes else found is None
+
+
+def test_constant_embeddings_are_told_apart_nowhere(data: Embedded) -> None:
+    report, _ = evaluate_transfer(replace(data, features=np.ones_like(data.features)), CONFIG, seed=0)
+    for probe in ("paper", "sound", "paper_matched", "sound_coral"):
+        assert report[probe]["agreement"]["mean"] == 1.0
+        assert (
+            sum(
+                score["mean"] > 0
+                for score in report[probe]["with_background"]["fine"]["dice"].values()
+                if score["mean"]
+            )
+            <= 1
+        )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -63,13 +64,13 @@ class Project:
         return done.stdout + done.stderr
 
     def planned(self, target: str) -> set[str]:
-        """Jobs that a dry run announces, as `rule` or `rule:slide`."""
+        """Jobs that a dry run announces, as `rule` or, where it has a wildcard, `rule:slide` or `rule:encoder`."""
         jobs, rule = set(), ""
         for line in self.snakemake("--cores", "1", "--dry-run", target).splitlines():
             if line.startswith(("rule ", "localrule ")):
                 rule = line.split()[1].rstrip(":")
                 jobs.add(rule)
-            elif line.strip().startswith("wildcards: slide="):
+            elif line.strip().startswith("wildcards: "):
                 jobs.discard(rule)
                 jobs.add(f"{rule}:{line.split('=')[1].strip()}")
         return jobs
@@ -167,3 +168,34 @@ def test_a_training_that_fails_on_rerun_deletes_no_weights(project: Project) -> 
     shutil.move(results / "away", hidden)
     kept = [path for path in (results / "train" / "tiny").rglob("model.safetensors") if path.read_bytes() == before]
     assert kept, "the weights of the earlier training are gone"
+
+
+def test_a_list_of_encoders_fans_out_and_a_new_one_is_made_alone(project: Project) -> None:
+    """One row per encoder in every table of encoders; adding, changing or removing one leaves the others' files alone."""
+    results = Path(str(project.config["results"]))
+    project.config["evaluate"] = {"probe_steps": 20, "bootstrap_resamples": 20, "kmeans_starts": 2}
+    first, second = {"name": "colour", "spec": "colour"}, {"name": "random", "spec": "random:tiny"}
+
+    def files() -> dict[Path, int]:
+        made = [path for stage in ("embed", "evaluate") for path in (results / stage / "colour").rglob("*")]
+        return {path: path.stat().st_mtime_ns for path in made if path.is_file()}
+
+    def rows(table: str) -> list[str]:
+        found = pd.read_csv(results / "report" / "tables" / f"{table}.csv")
+        return list(found.loc[found["source"] == "ours", "encoder"])
+
+    project.config["encoders"] = [first]
+    project.snakemake("--cores", "2", "report")
+    before = files()
+    assert {path.name for path in before} >= {"audit.json", "S01.npy", "S02.npy", "classification.json"}
+    project.config["encoders"] = [second, first]
+    assert project.planned("report") == {"embed_encoder:random", "evaluate_encoder:random", "report"}
+    project.snakemake("--cores", "2", "report")
+    assert files() == before
+    for table in ("table3", "table4", "table5", "scales", "maps"):
+        assert rows(table) == ["random", "colour"], table
+    project.config["encoders"] = [{**second, "batch": 3}, first]
+    assert project.planned("report") == {"embed_encoder:random", "evaluate_encoder:random", "report"}
+    project.config["encoders"] = [first]
+    assert project.planned("report") == {"report"}
+    project.config["encoders"] = []

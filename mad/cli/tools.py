@@ -180,7 +180,7 @@ def shards_verify(slides: Slides = None, config: ConfigFile = DEFAULT) -> None:
 
 
 class Format(StrEnum):
-    """Tools whose coordinate files are written."""
+    """Tools whose files are written."""
 
     clam = "clam"
     trident = "trident"
@@ -204,16 +204,30 @@ def export(
     ] = None,
     status: Annotated[list[Status] | None, typer.Option(help="May be repeated; `ok` by default.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Tiles of this class alone; may be repeated.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Write this encoder's embeddings of the tiles in the shards; TRIDENT alone.")
+    ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="With --encoder: every tile of the slides of the segmentation maps.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; RESULTS/export/FORMAT by default.")
     ] = None,
     config: ConfigFile = DEFAULT,
 ) -> None:
-    """Write the coordinates of tiles as CLAM or TRIDENT read them: an HDF5 file per slide and magnification."""
+    """Write the coordinates of tiles as CLAM or TRIDENT read them, or embeddings as TRIDENT writes them: an HDF5 file per
+    slide and magnification."""
     from mad.tiles.export import Selection, tiled_magnifications
-    from mad.tiles.export import export as write
+    from mad.tiles.export import export as write_coordinates
+    from mad.tiles.export_features import export_features
 
     settings = load_config(config)
+    if encoder and format is not Format.trident:
+        raise MadError("--encoder writes TRIDENT's files alone; leave --format out")
+    if encoder:
+        settings.encoder(encoder)
+    elif dense:
+        raise MadError("--dense is of embeddings: name an --encoder")
     results = Path(settings.results)
     folder = output or results / "export" / format.value
     if unknown := sorted(set(label or []) - set(settings.label.classes)):
@@ -224,6 +238,10 @@ def export(
         raise MadError("none of these slides gave a tile; `mad qc` makes a page that tells why")
     for value in values:
         selection = Selection(value, [each.value for each in status or [Status.ok]], label)
-        written = write(results, names, format.value, selection, settings.tile.tile_px, folder)
+        if encoder:
+            written = export_features(results, names, encoder, selection, settings.tile.tile_px, folder, dense=dense)
+        else:
+            written = write_coordinates(results, names, format.value, selection, settings.tile.tile_px, folder)
         left_out = f"; {len(names) - len(written)} slides have no such tile" if len(written) < len(names) else ""
-        log(f"export {value:g}x: {sum(written.values())} tiles of {len(written)} slides to {folder}{left_out}")
+        what = f"embeddings by {encoder} of " if encoder else ""
+        log(f"export {value:g}x: {what}{sum(written.values())} tiles of {len(written)} slides to {folder}{left_out}")

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator
 
 from mad.config.base import Section
 
+PROTOCOLS = ("classification", "clustering", "consistency", "transfer", "magnification", "sites", "segmentation")
+"""Each writes `evaluate/{encoder}/{protocol}.json`."""
+
 
 class EvaluationConfig(Section):
     """Protocols of the MAD paper's Tables 3-5 and Figures 3-4."""

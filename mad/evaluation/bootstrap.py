@@ -25,6 +25,7 @@ def patient_intervals(
     resamples: int,
     min_patients: int,
     seed: int,
+    tested: int | None = None,
 ) -> dict[str, Any]:
     """Percentile intervals (2.5 %, 97.5 %) of some statistics.
 
@@ -34,20 +35,22 @@ def patient_intervals(
         resamples: number of resamples; 0 makes no interval.
         min_patients: under this many patients no interval is given.
         seed: of the resampling.
+        tested: how many of the patients have a part in the statistics, where not all do; `min_patients` is of these.
 
     Returns:
         `{"intervals": {name: [low, high] | None} | None, "reason": text | None, "patients": P, "resamples": r}`.
     """
     reason = None
-    if num_patients < min_patients:
-        reason = f"{num_patients} test patient(s), an interval needs {min_patients}"
+    tested = num_patients if tested is None else tested
+    if tested < min_patients:
+        reason = f"{tested} test patient(s), an interval needs {min_patients}"
     elif resamples == 0:
         reason = "evaluate.bootstrap_resamples is 0"
     if reason:
-        return {"intervals": None, "reason": reason, "patients": num_patients, "resamples": 0}
+        return {"intervals": None, "reason": reason, "patients": tested, "resamples": 0}
     draws = patient_draws(num_patients, resamples, seed).astype(np.float64)
     intervals = {name: percentiles(values) for name, values in statistic(draws).items()}
-    return {"intervals": intervals, "reason": None, "patients": num_patients, "resamples": resamples}
+    return {"intervals": intervals, "reason": None, "patients": tested, "resamples": resamples}
 
 
 def percentiles(values: Floats) -> list[float] | None:

@@ -9,10 +9,17 @@ import torch
 from numpy.typing import NDArray
 
 from mad.config.evaluation import EvaluationConfig
-from mad.evaluation.bootstrap import patient_draws
+from mad.evaluation.bootstrap import patient_draws, patient_intervals
+from mad.evaluation.by_patient import (
+    CLASSIFIERS,
+    class_recall,
+    class_statistics,
+    classification_statistics,
+    matrices_by_patient,
+)
 from mad.evaluation.data import Embedded, NotApplicableError, spread
 from mad.evaluation.probe import choose_sound_probe, paper_probe
-from mad.metrics.confusion import accuracy, class_dice, confusion_matrix, macro
+from mad.metrics.confusion import accuracy, class_dice, class_iou, macro
 from mad.metrics.knn import knn_predict
 
 RULES = {
@@ -23,13 +30,15 @@ RULES = {
     "`whole_bank` uses each patient once",
     "sound": "logistic regression on embeddings standardised by the training tiles, full batch, L2 strength by validation patients",
     "macro": "mean over the classes that the test truth holds; a class that only the test lacks is null",
+    "balanced_accuracy": "mean over the classes of the share of a class's tiles that are found",
+    "interval": "test patients are resampled, the trained classifiers stay; scores are averaged over runs within a resample",
 }
 
 
 def evaluate_classification(
     data: Embedded, config: EvaluationConfig, *, seed: int, device: str | torch.device = "cpu"
 ) -> dict[str, Any]:
-    """F1 per class, macro F1 and accuracy on the test tiles, by both of the paper's classifiers and the sound probe.
+    """F1 and IoU per class, macro F1 and accuracies on the test tiles, by both of the paper's classifiers and the sound probe.
 
     Under `by_patient`, as arrays, the sums that `mad.evaluation.by_patient` reads.
 
@@ -59,18 +68,29 @@ def evaluate_classification(
         bank, labels, num_classes=num_classes, strengths=config.sound_strengths, fallback=config.sound_strength,
         val_features=data.features[val], val_labels=data.codes[val], device=device,
     )  # fmt: skip
-
-    def score(predicted: NDArray[np.int64]) -> dict[str, Any]:
-        return scores([confusion_matrix(truth, run, num_classes) for run in predicted], data.classes)
-
     names, patient = np.unique(data.patients[test], return_inverse=True)
-    of_patient = [
-        [confusion_matrix(truth[patient == code], run[patient == code], num_classes) for run in knn[1:]]
-        for code in range(len(names))
-    ]
+    predicted = {
+        "linear": probe.predict(queries, device=device),
+        "knn": knn[1:],
+        "whole_bank": knn[:1],
+        "sound": sound.predict(queries, device=device),
+    }
+    sums = {
+        name: matrices_by_patient(patient, len(names), truth, runs, num_classes) for name, runs in predicted.items()
+    }
+    found = {name: scores(matrices.sum(0), data.classes) for name, matrices in sums.items()}
+
+    def statistic(weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        by_class = {
+            f"{place} {key}": values
+            for place, name in CLASSIFIERS.items()
+            for key, values in class_statistics(sums[name], weights, data.classes, dice="f1").items()
+        }
+        return classification_statistics(sums, weights) | by_class
+
     magnification = data.tiles["magnification"].to_numpy(float)
     return {
-        "by_patient": {"patients": names, "knn": np.array(of_patient)},
+        "by_patient": {"patients": names, **sums},
         "rules": RULES,
         "classes": data.classes,
         "runs": config.runs,
@@ -85,24 +105,33 @@ def evaluate_classification(
                 f"{m:g}x": int((magnification[test] == m).sum()) for m in np.unique(magnification[test])
             },
         },
+        "n": {"tiles": len(test)},
         "patients": {"train": data.num_patients(train), "val": data.num_patients(val), "test": data.num_patients(test)},
         "absent_in_train": _absent(data.counts(train)),
         "absent_in_test": _absent(data.counts(test)),
-        "linear": score(probe.predict(queries, device=device)),
-        "knn": score(knn[1:]) | {"whole_bank": score(knn[:1])},
-        "sound": score(sound.predict(queries, device=device)) | {"strength": strength, "chosen_by": chosen},
+        "linear": found["linear"],
+        "knn": found["knn"] | {"whole_bank": found["whole_bank"]},
+        "sound": found["sound"] | {"strength": strength, "chosen_by": chosen},
+        "bootstrap": patient_intervals(
+            statistic,
+            len(names),
+            resamples=config.bootstrap_resamples,
+            min_patients=config.min_patients,
+            seed=seed,
+        ),
     }
 
 
-def scores(matrices: list[NDArray[np.int64]], classes: list[str]) -> dict[str, Any]:
-    """F1 per class, macro F1 and accuracy of several runs, each as mean, std and values, with the pooled matrices."""
-    stacked = np.stack(matrices)
-    f1 = class_dice(stacked)
+def scores(matrices: NDArray[np.int64], classes: list[str]) -> dict[str, Any]:
+    """F1 and IoU per class, macro F1 and accuracies of runs' confusion matrices [runs, C, C], each as mean, std and values."""
+    f1, iou = class_dice(matrices), class_iou(matrices)
     return {
         "f1": {name: spread(f1[:, code]) for code, name in enumerate(classes)},
+        "iou": {name: spread(iou[:, code]) for code, name in enumerate(classes)},
         "macro_f1": spread(macro(f1)),
-        "accuracy": spread(accuracy(stacked)),
-        "confusion": stacked.tolist(),
+        "accuracy": spread(accuracy(matrices)),
+        "balanced_accuracy": spread(macro(class_recall(matrices))),
+        "confusion": matrices.tolist(),
     }
 
 

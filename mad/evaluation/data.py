@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mad.evaluation.duplicates import Duplicates, find_duplicates
 from mad.files import MadError
 
 UNLABELLED = -1
+SHEET_COLUMNS = ("site", "scanner")
+"""Columns of the cohort sheet that tiles keep, where it has them."""
 
 
 class NotApplicableError(Exception):
@@ -24,7 +27,8 @@ class Embedded:
     """Tiles of a cohort with their embeddings by one encoder."""
 
     tiles: pd.DataFrame
-    """tile_id slide_id patient_id magnification split label code; `code` indexes `classes`, -1 is unlabelled."""
+    """tile_id slide_id patient_id magnification split label code; `code` indexes `classes`, -1 is unlabelled. Also site and
+    scanner, where they are known."""
     features: NDArray[np.float32]
     """[n, d], row for row with `tiles`, all finite."""
     pairs: pd.DataFrame
@@ -34,6 +38,8 @@ class Embedded:
     split_by: str = "patient"
     dropped: dict[str, int] = field(default_factory=dict)
     """Tiles left out while reading, by reason."""
+    duplicates: Duplicates | None = None
+    """Tiles whose pixels are there twice; None where that was not looked for."""
 
     def rows(self, split: str, magnification: float | None = None, *, labelled: bool = True) -> NDArray[np.int64]:
         """Row numbers of a split, of one magnification or of all."""
@@ -86,22 +92,26 @@ def assemble(
     """Join the files of every slide into one `Embedded`.
 
     Args:
-        slides: cohort table (slide_id, patient_id, split_by).
+        slides: cohort table (slide_id, patient_id, split_by; site and scanner where it has them).
         per_slide: for each slide its id, the shard table, the tile table (tile_id, label), the table of embedded tiles
             (tile_id) and their features [n, d].
         classes: class names in order.
         background: the class that stands for glass.
 
     Raises:
-        MadError: no embedded tile at all, a label that is no class, a tile or a patient on two sides.
+        MadError: no embedded tile at all, an embedding that is not finite, a label that is no class, or a tile, a patient or (where
+            slides are split by block) a coarsest tile with all that it holds on two sides.
     """
     patient_of = dict(zip(slides["slide_id"], slides["patient_id"].astype(str), strict=True))
     split_by = str(slides["split_by"].iloc[0]) if "split_by" in slides and len(slides) else "patient"
-    tables, blocks, children = [], [], []
-    dropped = {"without embedding": 0, "embedding not finite": 0}
+    tables, blocks, children, digests = [], [], [], []
+    dropped = {"without embedding": 0}
     for slide_id, shard, tile, rows, features in per_slide:
         usable = shard[shard["status"] == "ok"] if "status" in shard else shard
-        one = usable.drop_duplicates("tile_id")[["tile_id", "magnification", "split"]].reset_index(drop=True)
+        each = usable.drop_duplicates("tile_id")
+        if {"sha256", "blur"} <= set(each):
+            digests.append(each[["tile_id", "split", "sha256", "blur"]].assign(slide_id=slide_id))
+        one = each[["tile_id", "magnification", "split"]].reset_index(drop=True)
         sides = usable.groupby("tile_id")["split"].nunique()
         if (sides > 1).any():
             raise MadError(
@@ -112,14 +122,22 @@ def assemble(
         dropped["without embedding"] += int(place.isna().sum())
         one, place = one[place.notna()], place[place.notna()].astype(np.int64)
         block = np.asarray(features[place.to_numpy()], np.float32)
-        finite = np.isfinite(block).all(axis=1)
-        dropped["embedding not finite"] += int((~finite).sum())
-        tables.append(one[finite].assign(slide_id=slide_id, patient_id=patient_of[slide_id]))
-        blocks.append(block[finite])
+        _check_finite(block, one["tile_id"], slide_id)
+        tables.append(one.assign(slide_id=slide_id, patient_id=patient_of[slide_id]))
+        blocks.append(block)
         children.append(usable.loc[usable["role"] == "child", ["kind", "sample_id", "tile_id", "position"]])
     if not tables or not sum(map(len, tables)):
         raise MadError("no embedded tile was found: run `mad shard` and `mad embed` first")
+    duplicates = find_duplicates(pd.concat(digests, ignore_index=True)) if digests else None
+    if duplicates and duplicates.excluded:
+        kept = [~table["tile_id"].isin(duplicates.excluded).to_numpy() for table in tables]
+        dropped["duplicate of another tile"] = sum(int((~rows).sum()) for rows in kept)
+        tables = [table[rows] for table, rows in zip(tables, kept, strict=True)]
+        blocks = [block if rows.all() else block[rows] for block, rows in zip(blocks, kept, strict=True)]
     tiles = pd.concat(tables, ignore_index=True)
+    for column in SHEET_COLUMNS:
+        if column in slides:
+            tiles[column] = tiles["slide_id"].map(dict(zip(slides["slide_id"], slides[column], strict=True)))
     tiles["split"] = tiles["split"].astype(object).fillna("none")
     unknown = sorted(set(tiles["label"].dropna()) - set(classes))
     if unknown:
@@ -131,19 +149,33 @@ def assemble(
     )
     if split_by == "patient":
         _check_patients(tiles)
+    else:
+        _check_blocks(tiles)
     row_of = pd.Series(np.arange(len(tiles)), index=tiles["tile_id"])
     pairs = pd.concat(children, ignore_index=True)
     pairs = pairs.assign(parent=pairs["sample_id"].map(row_of), child=pairs["tile_id"].map(row_of))
     pairs = pairs.dropna(subset=["parent", "child"]).astype({"parent": np.int64, "child": np.int64})
+    columns = ["tile_id", "slide_id", "patient_id", "magnification", "split", "label", "code", *SHEET_COLUMNS]
     return Embedded(
-        tiles=tiles[["tile_id", "slide_id", "patient_id", "magnification", "split", "label", "code"]],
+        tiles=tiles[[column for column in columns if column in tiles]],
         features=_stack(blocks),
         pairs=pairs[["kind", "parent", "child", "position"]].reset_index(drop=True),
         classes=classes,
         background=background,
         split_by=split_by,
         dropped=dropped,
+        duplicates=duplicates,
     )
+
+
+def _check_finite(block: NDArray, tile_ids: pd.Series, slide_id: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+    if len(bad):
+        more = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise MadError(
+            f"slide {slide_id}: the embedding of tile {tile_ids.iloc[bad[0]]}{more} holds NaN or infinity; delete the slide's "
+            "embeddings and run `mad embed` again"
+        )
 
 
 def _check_patients(tiles: pd.DataFrame) -> None:
@@ -152,6 +184,17 @@ def _check_patients(tiles: pd.DataFrame) -> None:
         raise MadError(
             f"patient {sides.index[sides > 1][0]} has tiles in two splits although cohort.split_by is patient; "
             "run `mad cohort` and `mad sample` again"
+        )
+
+
+def _check_blocks(tiles: pd.DataFrame) -> None:
+    """A tile, its parents and its children are on one side, pair or not: they show the same place."""
+    block = tiles["slide_id"].astype(str) + " " + tiles["tile_id"].astype(str).str.extract(r"_L\d+_(\d+_\d+)")[0]
+    sides = tiles.groupby(block)["split"].nunique()
+    if (sides > 1).any():
+        slide, place = str(sides.index[sides > 1][0]).split(" ")
+        raise MadError(
+            f"slide {slide}: the coarsest tile {place} and the tiles inside it are in two splits; run `mad sample` again"
         )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mad.evaluation.by_patient import ratio
 from mad.metrics.rankme import rankme
-from mad.metrics.retrieval import retrieval_at_1
+from mad.metrics.retrieval import retrieval_at
 
 Floats = NDArray[np.float64]
 RANKME_TILES = 25_600
@@ -24,41 +24,46 @@ def retrieval_sums(
     child_slide: NDArray,
     num_slides: int,
 ) -> dict[str, Floats]:
-    """Retrieval@1 within slides, both ways: hits, the hits that chance has, and queries of each slide [3, S].
+    """Retrieval within slides, both ways: of each slide [5, S] the hits at 1, those that chance has, the queries, and the hits
+    at 5 and chance's.
 
     Slides of one parent ask nothing.
     """
-    sums = {way: np.zeros((3, num_slides)) for way in ("child_to_parent", "parent_to_child")}
+    sums = {way: np.zeros((5, num_slides)) for way in ("child_to_parent", "parent_to_child")}
     own = np.arange(len(parents))
     for slide in np.unique(parent_slide):
         mine, theirs = np.flatnonzero(parent_slide == slide), np.flatnonzero(child_slide == slide)
         if len(mine) < 2:
             continue
-        up = retrieval_at_1(children[theirs], parents[mine], parent_of[theirs], own[mine])
-        down = retrieval_at_1(parents[mine], children[theirs], own[mine], parent_of[theirs])
-        sums["child_to_parent"][:, slide] = up[0].sum(), up[1].sum(), len(theirs)
-        sums["parent_to_child"][:, slide] = down[0].sum(), down[1].sum(), len(mine)
+        up = retrieval_at(children[theirs], parents[mine], parent_of[theirs], own[mine])
+        down = retrieval_at(parents[mine], children[theirs], own[mine], parent_of[theirs])
+        for way, (hits, chance), queries in (("child_to_parent", up, theirs), ("parent_to_child", down, mine)):
+            (at_1, at_5), (by_chance, by_chance_at_5) = hits.sum(1), chance.sum(1)
+            sums[way][:, slide] = at_1, by_chance, len(queries), at_5, by_chance_at_5
     return sums
 
 
 def retrieval_report(sums: dict[str, Floats]) -> dict[str, Any]:
-    """Rates of sums [3, S]; null where nothing was asked."""
+    """Rates of sums [5, S]; null where nothing was asked."""
     report = {}
-    for way, (hits, chance, queries) in sums.items():
-        total = int(queries.sum())
-        rates = (float(hits.sum() / total), float(chance.sum() / total)) if total else (None, None)
-        report[way] = {"at_1": rates[0], "chance": rates[1], "queries": total}
+    for way, part in sums.items():
+        at_1, chance, queries, at_5, chance_at_5 = part.sum(1)
+        rates = {"at_1": at_1, "chance": chance, "at_5": at_5, "chance_at_5": chance_at_5}
+        report[way] = {name: float(hits / queries) if queries else None for name, hits in rates.items()}
+        report[way]["queries"] = int(queries)
     return report
 
 
 def ranks(parents: NDArray, children: NDArray, *, seed: int) -> dict[str, float]:
-    """RankMe of each magnification, of a draw of `RANKME_TILES` where there are more."""
-    found = {}
-    for side, rows in (("coarse", parents), ("fine", children)):
-        if len(rows) > RANKME_TILES:
-            rows = rows[np.sort(np.random.default_rng(seed).choice(len(rows), RANKME_TILES, replace=False))]
-        found[side] = rankme(rows)
-    return found
+    """RankMe of each side of the pairs."""
+    return {"coarse": rank_of(parents, seed=seed), "fine": rank_of(children, seed=seed)}
+
+
+def rank_of(features: NDArray, *, seed: int) -> float:
+    """RankMe of features [n, d], of a draw of `RANKME_TILES` where there are more."""
+    if len(features) > RANKME_TILES:
+        features = features[np.sort(np.random.default_rng(seed).choice(len(features), RANKME_TILES, replace=False))]
+    return rankme(features)
 
 
 def slide_rows(

@@ -8,15 +8,18 @@ the train-magnification x test-magnification matrix, of which Table 5 shows one 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mad.config.evaluation import EvaluationConfig
+from mad.evaluation.bootstrap import patient_intervals
+from mad.evaluation.by_patient import matrices_by_patient
 from mad.evaluation.data import Embedded, plain
 from mad.evaluation.probe import Probe, choose_sound_probe
-from mad.metrics.confusion import class_iou, confusion_matrix, macro
+from mad.metrics.confusion import class_iou, macro
 from mad.metrics.moments import Moments
 
 Floats = NDArray[np.float64]
@@ -67,16 +70,22 @@ def scale_matrix(
     config: EvaluationConfig,
     *,
     fitted: dict[float, Probe] | None = None,
+    seed: int = 0,
     device: str | torch.device = "cpu",
-) -> dict[str, dict[str, float | None]]:
-    """Mean IoU of the sound probe trained on one magnification and tested on each: {"10x": {"2.5x": …, "10x": …}}.
+) -> dict[str, Any]:
+    """Mean IoU of the sound probe trained on one magnification and tested on each.
 
-    `fitted` holds sound probes that were already trained, by their magnification.
+    `fitted` holds sound probes that were already trained, by their magnification; `seed` is of the bootstrap.
     Test tiles are all labelled test tiles of a magnification; null where a magnification has none to train or test on.
+
+    Returns:
+        `matrix`: trained -> tested -> mean IoU, as in {"10x": {"2.5x": …, "10x": …}}, and `matrix_bootstrap`: tested -> intervals
+        by the magnification that was trained on.
     """
     ladder = [float(m) for m in np.unique(data.tiles["magnification"].to_numpy(float))]
     tests = {m: data.rows("test", m) for m in ladder}
     matrix: dict[str, dict[str, float | None]] = {}
+    by_patient: dict[str, dict[str, NDArray]] = {f"{m:g}x": {} for m in ladder}  # tested -> trained -> [P, 1, C, C]
     for trained in ladder:
         train, val = data.rows("train", trained), data.rows("val", trained)
         row: dict[str, float | None] = dict.fromkeys((f"{m:g}x" for m in ladder), None)
@@ -93,11 +102,28 @@ def scale_matrix(
             )[0]
             for tested, rows in tests.items():
                 if len(rows):
-                    predicted = probe.predict(data.features[rows], device=device)[0]
-                    pooled = confusion_matrix(data.codes[rows], predicted, len(data.classes))
-                    row[f"{tested:g}x"] = plain(float(macro(class_iou(pooled))))
+                    predicted = probe.predict(data.features[rows], device=device)
+                    names, patient = np.unique(data.patients[rows], return_inverse=True)
+                    sums = matrices_by_patient(patient, len(names), data.codes[rows], predicted, len(data.classes))
+                    by_patient[f"{tested:g}x"][f"{trained:g}x"] = sums
+                    row[f"{tested:g}x"] = plain(float(macro(class_iou(sums.sum((0, 1))))))
         matrix[f"{trained:g}x"] = row
-    return matrix
+    return {"matrix": matrix, "matrix_bootstrap": {m: _intervals(sums, config, seed) for m, sums in by_patient.items()}}
+
+
+def _intervals(sums: dict[str, NDArray], config: EvaluationConfig, seed: int) -> dict[str, Any]:
+    """Intervals of the mean IoU of confusion matrices [P, 1, C, C] by the magnification that was trained on."""
+
+    def statistic(weights: Floats) -> dict[str, Floats]:
+        return {name: macro(class_iou(np.tensordot(weights, part[:, 0], axes=1))) for name, part in sums.items()}
+
+    return patient_intervals(
+        statistic,
+        max((len(part) for part in sums.values()), default=0),
+        resamples=config.bootstrap_resamples,
+        min_patients=config.min_patients,
+        seed=seed,
+    )
 
 
 def _power(symmetric: Floats, exponent: float) -> Floats:

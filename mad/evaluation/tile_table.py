@@ -2,7 +2,8 @@
 
 Columns: `path` (relative to the CSV's folder), `mpp` or `magnification`, `label`, `patient_id`; optional are `split` (train, val or
 test; drawn per patient where the column is missing), `slide_id` (the patient's where it is blank or missing), and `parent`: the
-path of the coarser tile of the same slide that this one lies in. Public tile sets at several um/px are evaluated so.
+path of the coarser tile of the same slide that this one lies in; `site` and `scanner`, to leave each out in turn. Public tile sets
+at several um/px are evaluated so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from mad.evaluation.data import UNLABELLED, Embedded, kind_of
+from mad.evaluation.data import SHEET_COLUMNS, UNLABELLED, Embedded, kind_of
 from mad.files import MadError, Pathlike
 from mad.progress import track
 from mad.slides.sheet import SPLITS, draw_split
@@ -28,7 +29,7 @@ MODES = ("L", "RGB", "RGBA", "P", "1")  # of Pillow, whose colours 8-bit RGB hol
 def read_tile_table(
     path: Pathlike, *, fractions: Mapping[str, float], seed: int, magnifications: Sequence[float], tolerance: float
 ) -> pd.DataFrame:
-    """The table, checked: path slide_id patient_id magnification split label parent, one row per image.
+    """The table, checked: path slide_id patient_id magnification split label parent (site scanner), one row per image.
 
     Args:
         path: of the CSV (or TSV, by its suffix).
@@ -87,7 +88,7 @@ def read_tile_table(
         raise MadError(f"{path}: patient {sides.index[sides > 1][0]} has tiles in two splits; give them one")
     columns = {
         "path": named, "slide_id": slide, "patient_id": patient, "magnification": magnification, "split": split,
-        "label": table["label"], "parent": parent,
+        "label": table["label"], "parent": parent, **{name: table[name] for name in SHEET_COLUMNS if name in table},
     }  # fmt: skip
     return pd.DataFrame(columns).reset_index(drop=True)
 
@@ -186,5 +187,6 @@ def embedded_tiles(table: pd.DataFrame, features: NDArray[np.float32], backgroun
     )
     pairs["position"] = pairs.groupby("parent").cumcount().astype(np.int8)
     tiles = table.rename(columns={"path": "tile_id"}).assign(code=codes)
-    columns = ["tile_id", "slide_id", "patient_id", "magnification", "split", "label", "code"]
+    columns = ["tile_id", "slide_id", "patient_id", "magnification", "split", "label", "code", *SHEET_COLUMNS]
+    columns = [column for column in columns if column in tiles]
     return Embedded(tiles=tiles[columns], features=features, pairs=pairs, classes=classes, background=background)

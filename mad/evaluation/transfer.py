@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import patient_intervals
-from mad.evaluation.by_patient import Sums, consistency, iou_statistics
+from mad.evaluation.by_patient import Sums, class_statistics, consistency, iou_statistics, matrices_by_patient, ratio
 from mad.evaluation.data import Embedded, NotApplicableError, kind_of, plain, spread
 from mad.evaluation.probe import Probe, choose_sound_probe, paper_probe
 from mad.evaluation.scales import coral, match_moments, scale_matrix
-from mad.metrics.confusion import accuracy, class_dice, class_iou, confusion_matrix, drop_truth, macro
+from mad.metrics.confusion import accuracy, class_dice, class_iou, drop_truth, macro
 from mad.metrics.moments import moments
 
 Floats = NDArray[np.float64]
@@ -38,6 +38,7 @@ RULES = {
     "matched": "the same probes; fine embeddings get the coarse mean and deviation per dimension, from unlabelled training tiles",
     "coral": "the same probes; fine embeddings get the coarse mean and covariance, from unlabelled training tiles",
     "matrix": "mean IoU of the sound probe trained on one magnification, tested on all labelled test tiles of another",
+    "interval": "test patients are resampled, the trained probes stay; scores are averaged over runs within a resample",
 }
 
 
@@ -102,11 +103,12 @@ def evaluate_transfer(
             "coarse_test": data.counts(test["coarse"]),
             "fine_test": data.counts(test["fine"]),
         },
+        "n": {side: len(rows) for side, rows in test.items()},
         "patients": {"train": data.num_patients(train), "test": data.num_patients(test["coarse"])},
         "absent_in_train": [name for name, count in data.counts(train).items() if not count],
         "absent_in_test": [name for name, count in data.counts(test["coarse"]).items() if not count],
         **variants,
-        "matrix": scale_matrix(data, config, fitted={float(coarse): sound}, device=device),
+        **scale_matrix(data, config, fitted={float(coarse): sound}, seed=seed, device=device),
     }
     return plain(result) | {"by_patient": by_patient}, paper
 
@@ -140,19 +142,23 @@ def transfer_scores(
     by_patient: Sums = {"patients": names}
     for side, runs in predicted.items():
         code = np.searchsorted(names, patients[side])
-        by_patient[side] = np.stack(
-            [
-                [confusion_matrix(truth[side][code == patient], run[code == patient], num_classes) for run in runs]
-                for patient in range(len(names))
-            ]
-        )
+        by_patient[side] = matrices_by_patient(code, len(names), truth[side], runs, num_classes)
     has_parent = parent_of_fine >= 0
     agrees = predicted["fine"][:, has_parent] == predicted["coarse"][:, parent_of_fine[has_parent]]  # [r, children]
     of = np.searchsorted(names, patients["fine"][has_parent])
     by_patient["children"] = np.bincount(of, minlength=len(names))
     by_patient["agree"] = np.stack([np.bincount(of[run], minlength=len(names)) for run in agrees], axis=1)
     share = agrees.mean(1) if has_parent.any() else np.full(len(agrees), np.nan)
-    report: dict[str, Any] = {"agreement": spread(share), "by_patient": by_patient}
+    agreement = patient_intervals(
+        lambda weights: {
+            "agreement": ratio(weights @ by_patient["agree"], (weights @ by_patient["children"])[:, None]).mean(1)
+        },
+        len(names),
+        resamples=config.bootstrap_resamples,
+        min_patients=config.min_patients,
+        seed=seed,
+    )
+    report: dict[str, Any] = {"agreement": spread(share) | {"bootstrap": agreement}, "by_patient": by_patient}
     left_out: list[tuple[str, int | None]] = [("with_background", None), ("without_background", data.background_code)]
     for variant, dropped in left_out:
         if variant == "without_background" and dropped is None:
@@ -174,6 +180,7 @@ def _variant(matrices: dict[str, NDArray], classes: list[str], config: Evaluatio
             "mean_dice": spread(macro(dice)),
             "accuracy": spread(accuracy(pooled)),
             "iou": {name: spread(iou[:, code]) for code, name in enumerate(classes)},
+            "dice": {name: spread(dice[:, code]) for code, name in enumerate(classes)},
             "confusion": pooled.tolist(),
         }
     runs = {side: report[side]["mean_iou"] for side in matrices}
@@ -185,7 +192,10 @@ def _variant(matrices: dict[str, NDArray], classes: list[str], config: Evaluatio
 
     def statistic(weights: Floats) -> dict[str, Floats]:
         found = iou_statistics(matrices["coarse"], matrices["fine"], weights)
-        return {name.replace(" ", "_"): values for name, values in found.items()}
+        for side, part in matrices.items():
+            by_class = class_statistics(part, weights, classes)
+            found |= {f"{side} {name}": values for name, values in by_class.items()}
+        return {name.replace(" ", "_", 1): values for name, values in found.items()}
 
     report["bootstrap"] = patient_intervals(
         statistic,

@@ -1,42 +1,68 @@
-"""Retrieval@1 by cosine: does the nearest candidate belong to the query?
+"""Retrieval@k by cosine: is one of the k nearest candidates the query's own?
 
 Used between a parent and the children of its own slide, where tissue, stain and scanner are shared and only the place tells.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
 
 
-def retrieval_at_1(
-    queries: NDArray, candidates: NDArray, query_key: NDArray, candidate_key: NDArray, *, chunk: int = 1024
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Hit rate of the nearest candidate, per query.
+def retrieval_at(
+    queries: NDArray,
+    candidates: NDArray,
+    query_key: NDArray,
+    candidate_key: NDArray,
+    *,
+    ks: Sequence[int] = (1, 5),
+    chunk: int = 1024,
+) -> tuple[Floats, Floats]:
+    """Whether one of a query's own candidates is among its k nearest.
 
     Args:
         queries: [q, d].
         candidates: [c, d], c >= 1.
         query_key: [q]; a candidate belongs to a query that has the same key.
         candidate_key: [c].
+        ks: how many of the nearest count as found; all of them where there are fewer.
         chunk: queries compared at once.
 
     Returns:
-        Hits [q]: 1 or 0, and where m candidates share the largest cosine the share of them that belongs to the query (the
-        expectation under random choice: a collapsed encoder scores exactly chance). Chance [q]: share of all candidates that
-        belong to the query.
+        Hits [len(ks), q]: 1 or 0, and where candidates of equal cosine compete for the last places the probability of a hit
+        when these are drawn at random (a collapsed encoder scores exactly chance). Chance [len(ks), q]: the probability of a
+        hit when all k are drawn at random.
     """
     bank = torch.nn.functional.normalize(torch.from_numpy(np.array(candidates, np.float32)), dim=1)
     keys = torch.from_numpy(np.asarray(candidate_key, np.int64))
     query_keys = torch.from_numpy(np.asarray(query_key, np.int64))
-    hits, chance = np.empty(len(query_keys)), np.empty(len(query_keys))
+    hits, chance = np.empty((2, len(ks), len(query_keys)))
     for start in range(0, len(query_keys), chunk):
         rows = slice(start, start + chunk)
         block = torch.nn.functional.normalize(torch.from_numpy(np.array(queries[rows], np.float32)), dim=1)
         similarity = block @ bank.T
-        nearest = similarity == similarity.max(dim=1, keepdim=True).values
         own = query_keys[rows, None] == keys[None, :]
-        hits[rows] = ((nearest & own).sum(1) / nearest.sum(1)).numpy()
-        chance[rows] = own.double().mean(1).numpy()
+        nearest = similarity.topk(min(max(ks), len(keys)), dim=1).values
+        for place, k in enumerate(ks):
+            last = nearest[:, [min(k, len(keys)) - 1]]
+            above, tied = similarity > last, similarity == last
+            drawn = _drawn((tied & own).sum(1), tied.sum(1), min(k, len(keys)) - above.sum(1))
+            hits[place, rows] = torch.where((above & own).any(1), 1.0, drawn).numpy()
+            everything = torch.full((len(block),), len(keys))
+            chance[place, rows] = _drawn(own.sum(1), everything, torch.full_like(everything, min(k, len(keys)))).numpy()
     return hits, chance
+
+
+def _drawn(own: Tensor, of: Tensor, places: Tensor) -> Tensor:
+    """Probability [q] that `places` drawn from `of`, of which some are `own`, hold one of these (hypergeometric)."""
+    miss = torch.ones(len(own), dtype=torch.float64)
+    for turn in range(int(places.max()) if len(places) else 0):
+        left = (of - own - turn).clamp(min=0).double() / (of - turn).clamp(min=1)
+        miss *= torch.where(places > turn, left, 1.0)
+    return 1 - miss

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pandas as pd
 
+from mad.reporting.from_json import BLOCK_NOTE
 from mad.reporting.table import Block, Cell, Column, Row, Table
-from mad.reporting.tables import BLOCK_NOTE
 
 UNLABELLED = "Unlabelled"
 

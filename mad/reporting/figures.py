@@ -22,7 +22,7 @@ from mad.files import Pathlike, atomic_path
 from mad.metrics.maps import cell_numbers
 
 MARKERS = ["o", "s", "^", "D", "P", "v", "X", "*", "h", "<"]
-COARSE, FINE, LINE = "#2166ac", "#d6303a", "#b4b4b4"
+COARSE, FINE, LINE, FAMILY = "#2166ac", "#d6303a", "#8c8c8c", "#000000"
 STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 9, "axes.linewidth": 0.6, "savefig.facecolor": "white"}
 
 
@@ -33,7 +33,10 @@ def figure3(
     transition: tuple[float, float],
     path: Pathlike,
 ) -> None:
-    """PCA of coarse (blue) and fine (red) embeddings, one panel per encoder, grey lines from parent to child.
+    """PCA of coarse (blue) and fine (red) embeddings, one panel per encoder, lines from parent to child.
+
+    All of them in grey, as in the paper; on top, in black, those of one parent of each class, the same in every panel: with
+    thousands of children they alone can be followed.
 
     Args:
         panels: encoder, its table (tile_id parent_id role label x y), explained shares of the two components.
@@ -41,36 +44,38 @@ def figure3(
         transition: coarse and fine magnification, for the legend.
         path: PNG.
     """
-    lines = max(1, -(-len(panels) // 4))
-    columns = max(1, -(-len(panels) // lines))
+    if not panels:
+        _save_message("No encoder has parents and children to draw: Table 4 tells why.", path)
+        return
+    lines = -(-len(panels) // 4)
+    columns = -(-len(panels) // lines)
+    families = _families(panels[0][1], classes)
+    labels = [frame["label"].dropna() for _, frame, _ in panels]
+    present = [name for name in classes if any((column == name).any() for column in labels)]
+    marks: list[Any] = [
+        Line2D([], [], color=colour, marker="o", linestyle="", markersize=6, label=f"{magnification:g}x")
+        for colour, magnification in zip((COARSE, FINE), transition, strict=True)
+    ]
+    marks.append(Line2D([], [], color=LINE, linewidth=1, label="parent – child"))
+    whose = "of one parent per class" if present else "of one parent"
+    marks.append(Line2D([], [], color=FAMILY, linewidth=1, label=f"… {whose}"))
+    marks += [
+        Line2D([], [], color="#444444", marker=_marker(name, classes), linestyle="", markersize=5.5, label=name)
+        for name in present
+    ]
+    if present and any(frame["label"].isna().any() for _, frame, _ in panels):
+        marks.append(Line2D([], [], color="#444444", marker=".", linestyle="", markersize=5.5, label="no label"))
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 3.35 * lines + 0.75), squeeze=False)
+        size = (3.4 * columns, 3.35 * lines + 0.4)
+        figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
         for axis in axes.flat[len(panels) :]:
             axis.axis("off")
         for number, (axis, (name, table, explained)) in enumerate(zip(axes.flat, panels, strict=False)):
-            _scatter(axis, table, classes)
+            _scatter(axis, table, classes, families)
             axis.set_title(f"({chr(97 + number % 26)}) {name}", fontsize=10)
             axis.set_xlabel(f"PC 1 ({100 * explained[0]:.0f} %)", labelpad=2)
             axis.set_ylabel(f"PC 2 ({100 * explained[1]:.0f} %)", labelpad=2)
-        labels = [frame["label"].dropna() for _, frame, _ in panels]
-        present = [name for name in classes if any((column == name).any() for column in labels)]
-        marks: list[Any] = [
-            Line2D([], [], color=colour, marker="o", linestyle="", markersize=6, label=f"{magnification:g}x")
-            for colour, magnification in zip((COARSE, FINE), transition, strict=True)
-        ]
-        marks.append(Line2D([], [], color=LINE, linewidth=1, label="parent – child"))
-        marks += [
-            Line2D([], [], color="#444444", marker=_marker(name, classes), linestyle="", markersize=5.5, label=name)
-            for name in present
-        ]
-        figure.tight_layout(rect=(0, 0.62 / figure.get_figheight(), 1, 1))
-        figure.legend(
-            handles=marks,
-            loc="lower center",
-            ncol=min(len(marks), 4 if columns < 3 else 8),
-            frameon=False,
-            fontsize=8.5,
-        )
+        _legend_below(figure, marks)
         _save(figure, path)
 
 
@@ -83,24 +88,27 @@ def figure4(
 ) -> None:
     """Thumbnail, ground truth and one map per encoder; one row per slide and magnification.
 
+    Where a slide is cut into a training and a test part, a line bounds the test part, which alone is scored.
+
     Args:
         rows: slide_id, magnification, mpp (level-0 um/px or None), thumbnail (RGB [h, w, 3] or None), extent (left, right,
-            bottom, top of the thumbnail in level-0 px), truth (tiles: x y side label) and maps (encoder -> tiles: x y side
-            predicted; one may lack), scores (encoder -> mean IoU or None).
+            bottom, top of the thumbnail in level-0 px), truth (tiles: x y side label, and split if known) and maps (encoder ->
+            tiles: x y side predicted; one may lack), scores (encoder -> mean IoU or None).
         encoders: columns in order.
         colours: class -> colour.
         path: PNG.
     """
+    if not rows:
+        _save_message("No slide has a map: the table of maps tells why.", path)
+        return
     columns = 2 + len(encoders)
     shapes = [_bounds(row) for row in rows]
-    aspect = float(np.mean([(bottom - top) / (right - left) for left, right, bottom, top in shapes])) if rows else 1.0
     width = 2.5
-    height = min(max(width * aspect, 0.9), 5.0)
-    lines = max(len(rows), 1)
+    heights = [min(max(width * (bottom - top) / (right - left), 0.9), 5.0) for left, right, bottom, top in shapes]
+    borders = [_test_border(row["truth"]) for row in rows]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            lines, columns, figsize=(width * columns + 0.5, (height + 0.28) * lines + 0.85), squeeze=False
-        )
+        size = (width * columns + 0.5, sum(heights) + 0.28 * len(rows) + 0.65)
+        figure, axes = plt.subplots(len(rows), columns, figsize=size, height_ratios=heights, squeeze=False)
         for line, row in enumerate(rows):
             left, right, bottom, top = shapes[line]
             titles = ["Slide", "Ground truth", *encoders]
@@ -131,12 +139,18 @@ def figure4(
                 score = row["scores"].get(encoder)
                 if score is not None:
                     axis.set_xlabel(f"mIoU {score:.3f}", fontsize=8.5, labelpad=3)
-        figure.tight_layout(rect=(0, 0.42 / figure.get_figheight(), 1, 1), h_pad=0.6, w_pad=0.6)
-        patches = [
+            for axis in axes[line]:
+                for colour, wide in (("white", 2.6), ("black", 1.2)):
+                    axis.add_collection(
+                        LineCollection(borders[line], colors=colour, linewidths=wide, capstyle="projecting", zorder=4)
+                    )
+        patches: list[Any] = [
             Patch(facecolor=colour, edgecolor="#777777", linewidth=0.5, label=name) for name, colour in colours.items()
         ]
         patches.append(Patch(facecolor="white", edgecolor="#777777", linewidth=0.5, label="no label"))
-        figure.legend(handles=patches, loc="lower center", ncol=len(patches), frameon=False, fontsize=9)
+        if any(borders):
+            patches.append(Line2D([], [], color="black", linewidth=1.2, label="test part: what is scored"))
+        _legend_below(figure, patches, h_pad=0.6, w_pad=0.6)
         _save(figure, path)
 
 
@@ -161,19 +175,34 @@ def paint_raster(tiles: pd.DataFrame, column: str, colours: dict[str, str]) -> t
     return image, [left, float(tiles["x"].max()) + side, float(tiles["y"].max()) + side, top]
 
 
-def _scatter(axis: Any, table: pd.DataFrame, classes: Sequence[str]) -> None:
+def _families(table: pd.DataFrame, classes: Sequence[str]) -> list[str]:
+    """The first parent of each class that there is (of all where none has a class), by tile id."""
+    parents = table[table["role"] == "parent"].sort_values("tile_id")
+    first = parents[parents["label"].isin(list(classes))].groupby("label")["tile_id"].first()
+    return list(first) or list(parents["tile_id"][:1])
+
+
+def _scatter(axis: Any, table: pd.DataFrame, classes: Sequence[str], families: Sequence[str]) -> None:
+    """One panel; the tiles of `families`, parents' ids, stand out."""
     places = table.set_index("tile_id")[["x", "y"]]
     children = table[table["role"] == "child"]
     ends = np.stack([places.loc[children["parent_id"]].to_numpy(), children[["x", "y"]].to_numpy()], axis=1)
-    axis.add_collection(LineCollection(list(ends), colors=LINE, linewidths=0.35, alpha=0.3, zorder=1))
-    for role, colour, size, alpha, layer in (("child", FINE, 9, 0.42, 2), ("parent", COARSE, 20, 0.8, 3)):
-        mine = table[table["role"] == role]
+    chosen = children["parent_id"].isin(list(families)).to_numpy()
+    faint = float(np.clip(8 / np.sqrt(max(len(ends), 1)), 0.12, 0.5))
+    axis.add_collection(LineCollection(list(ends[~chosen]), colors=LINE, linewidths=0.4, alpha=faint, zorder=1))
+    axis.add_collection(LineCollection(list(ends[chosen]), colors=FAMILY, linewidths=0.5, alpha=0.6, zorder=3))
+    groups = (
+        (children[~chosen], FINE, 7, 0.35, 2, "none"),
+        (children[chosen], FINE, 11, 1.0, 4, FAMILY),
+        (table[(table["role"] == "parent") & ~table["tile_id"].isin(list(families))], COARSE, 18, 0.75, 5, "white"),
+        (table[table["tile_id"].isin(list(families))], COARSE, 30, 1.0, 6, FAMILY),
+    )
+    for mine, colour, size, alpha, layer, edge in groups:
+        look = {"c": colour, "alpha": alpha, "zorder": layer, "edgecolors": edge, "linewidths": 0.5 * (edge != "none")}
         for name in [*classes, None]:
             points = mine[mine["label"].isna()] if name is None else mine[mine["label"] == name]
-            axis.scatter(
-                points["x"], points["y"], s=size, c=colour, alpha=alpha, marker=_marker(name, classes), zorder=layer,
-                linewidths=0.4 if role == "parent" else 0, edgecolors="white",
-            )  # fmt: skip
+            area = size * (2 if name is None else 1)  # a dot is drawn at half of its size
+            axis.scatter(points["x"], points["y"], s=area, marker=_marker(name, classes), **look)
     axis.autoscale_view()
     axis.margins(0.06)
     axis.tick_params(labelsize=7, length=2)
@@ -203,6 +232,37 @@ def _paint(axis: Any, tiles: pd.DataFrame, column: str, colours: dict[str, str])
     axis.set_ylim(limits[1])
 
 
+def _legend_below(figure: Any, marks: Sequence[Any], **pads: float) -> None:
+    """Lay the axes out above a legend of as few lines as fit the width; the figure grows by what exceeds one line."""
+    width, height = figure.get_size_inches()
+    for per_line in range(len(marks), 0, -1):
+        legend = figure.legend(handles=marks, loc="lower center", ncol=per_line, frameon=False, fontsize=8.5)
+        box = legend.get_window_extent(figure.canvas.get_renderer()).transformed(figure.dpi_scale_trans.inverted())
+        if box.width <= width or per_line == 1:
+            break
+        legend.remove()
+    height += max(0.0, box.height - 0.35)
+    figure.set_size_inches(width, height)
+    figure.tight_layout(rect=(0, box.height / height, 1, 1), **pads)
+
+
+def _test_border(tiles: pd.DataFrame) -> list[Any]:
+    """Segments ((x, y), (x, y)) in level-0 px between tiles of the test part and others; none where all are of one kind."""
+    if "split" not in tiles or (tiles["split"] == "test").fillna(False).nunique() < 2:
+        return []
+    image, (left, right, bottom, top) = paint_raster(tiles, "split", {"test": "#000000"})
+    inside = np.pad(image[..., 3] > 0, 1)
+    width, height = (right - left) / image.shape[1], (bottom - top) / image.shape[0]
+    segments = []
+    for row, column in np.argwhere(inside[1:, :] != inside[:-1, :]):
+        x, y = left + (column - 1) * width, top + row * height
+        segments.append(((x, y), (x + width, y)))
+    for row, column in np.argwhere(inside[:, 1:] != inside[:, :-1]):
+        x, y = left + column * width, top + (row - 1) * height
+        segments.append(((x, y), (x, y + height)))
+    return segments
+
+
 def _say(axis: Any, text: str) -> None:
     axis.set_facecolor("#f4f4f4")
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color="#777777", fontsize=9)
@@ -222,6 +282,14 @@ def _scale_bar(axis: Any, bounds: tuple[float, float, float, float], mpp: float)
         text, (x + length_um / mpp / 2, y), xytext=(0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=7.5,
         zorder=6, bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.8},
     )  # fmt: skip
+
+
+def _save_message(text: str, path: Pathlike) -> None:
+    """A picture that says why there is none."""
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(6, 1))
+        figure.text(0.5, 0.5, text, ha="center", va="center", color="#555555", fontsize=10)
+        _save(figure, path)
 
 
 def _save(figure: Any, path: Pathlike) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mad.reporting.from_json import BLOCK_NOTE, Reports, find_report, first_report, protocol_rules
 from mad.reporting.table import Block, Cell, Column, Row, Table
-from mad.reporting.tables import Reports, find_report, protocol_rules
 
 
 def map_table(encoders: list[str], reports: Reports) -> Table:
@@ -19,7 +19,7 @@ def map_table(encoders: list[str], reports: Reports) -> Table:
             found[place] = broken["true"]
             values = {
                 "iou": line["mean_iou"], "pixel iou": line["pixel"]["mean_iou"], "pixel dice": line["pixel"]["mean_dice"],
-                "boundary": line["boundary_f"], "fragments": broken["predicted"],
+                "boundary": line["boundary_f"], "fragments": broken["predicted"], "n": line["scored"],
             }  # fmt: skip
             cells |= {f"{place} {key}": Cell(value=value) for key, value in values.items()}
         rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason or "no slide was mapped"))
@@ -27,14 +27,26 @@ def map_table(encoders: list[str], reports: Reports) -> Table:
         Block(
             title=f"{place} ({'no labels' if true is None else f'{true} true fragments'})",
             columns=[
-                Column(key=f"{place} iou", header="Tile mIoU ↑", digits=3, best="max"),
-                Column(key=f"{place} pixel iou", header="Pixel mIoU ↑", digits=3, best="max"),
-                Column(key=f"{place} pixel dice", header="Pixel mDice ↑", digits=3, best="max"),
-                Column(key=f"{place} boundary", header="Boundary F ↑", digits=3, best="max"),
-                Column(key=f"{place} fragments", header="Fragments", digits=0),
+                _score(place, "iou", "Tile mIoU ↑", "mean_iou"),
+                _score(place, "pixel iou", "Pixel mIoU ↑", "pixel", "mean_iou"),
+                _score(place, "pixel dice", "Pixel mDice ↑", "pixel", "mean_dice"),
+                _score(place, "boundary", "Boundary F ↑", "boundary_f"),
+                _count(place, "fragments", "Fragments", "fragments", "predicted"),
+                _count(place, "n", "n tiles", "scored"),
             ],
         )
         for place, true in found.items()
     ]
-    notes = protocol_rules(reports, "segmentation", "probe", "tiles", "scores", "pixel", "boundary_f", "fragments")
+    notes = [BLOCK_NOTE] if (first_report(reports, "segmentation") or {}).get("split_by") == "block" else []
+    notes += ["No intervals: every map is of one slide."] if blocks else []
+    notes += protocol_rules(reports, "segmentation", "probe", "tiles", "scores", "pixel", "boundary_f", "fragments")
     return Table(name="maps", title="Figure 4's maps: tiles, pixels and shapes", blocks=blocks, rows=rows, notes=notes)
+
+
+def _score(place: str, key: str, header: str, *path: str) -> Column:
+    """A score of one map; `path` are its keys in the map's line of segmentation.json."""
+    return Column(key=f"{place} {key}", header=header, digits=3, best="max", source=("segmentation", "maps", *path))
+
+
+def _count(place: str, key: str, header: str, *path: str) -> Column:
+    return Column(key=f"{place} {key}", header=header, digits=0, source=("segmentation", "maps", *path))

@@ -14,9 +14,9 @@ from mad.config.model import LabelConfig
 from mad.files import Pathlike, atomic_path
 from mad.tiles.pyramid import Grid
 
-PALETTE = ["#0072b2", "#e69f00", "#009e73", "#f0e442", "#999999", "#56b4e9", "#332288", "#882255", "#cc79a7", "#d55e00"]
-"""Okabe and Ito's colours, which the colour-blind tell apart, and two of Tol's; those that H&E hides come late, and grey is
-where Background stands by default."""
+PALETTE = ["#0072b2", "#e69f00", "#009e73", "#f0e442", "#c4c4c4", "#56b4e9", "#332288", "#882255", "#cc79a7", "#d55e00"]
+"""Okabe and Ito's colours, which the colour-blind tell apart, and two of Tol's; those that H&E hides come late. Grey is where
+Background stands by default: lighter than theirs, which in deuteranopia is close to their green."""
 TISSUE, INK, GRID = (0, 0, 0), (213, 94, 0), (40, 60, 110)
 MAX_SIDE, MIN_WIDTH = 1600, 560
 LINE, TEXT = 26, 16

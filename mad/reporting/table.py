@@ -18,6 +18,12 @@ class Column:
     digits: int = 4
     best: Literal["max", "min"] | None = None
     """Which of our rows is printed in bold."""
+    source: tuple[str, ...] = ()
+    """Where its numbers stand: a protocol's JSON and the keys in it, as ("transfer", "paper", "agreement")."""
+    interval: tuple[str, ...] = ()
+    """Keys of its intervals in the same JSON."""
+    scale: float = 1
+    """What the numbers of the JSON are multiplied by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,11 @@ class Row:
     name: str
     cells: dict[str, Cell] = field(default_factory=dict)
     absent: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the encoder is there and the protocol had nothing to work on."""
+        return bool(self.absent and self.absent.startswith("not applicable"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,30 +97,48 @@ class Table:
         parts = [f"# {self.title}"]
         for block in self.blocks:
             parts += [f"## {block.title}", _grid(self.row_header, block, self.rows, bold=True)]
-            printed = [row for row in self.published if any(column.key in row.cells for column in block.columns)]
-            if printed:
+            if printed := self._printed(block):
                 filled = [column for column in block.columns if any(column.key in row.cells for row in printed)]
                 parts += [
                     f"*{self.published_note}:*",
                     _grid("Model", Block(title="", columns=filled), printed, bold=False),
                 ]
-        absent = [f"{row.name} is absent: {row.absent}." for row in self.rows if row.absent]
+            parts.append(_sources(block))
+        absent = [f"{row.name}{'' if row.is_empty else ' is absent'}: {row.absent}." for row in self.rows if row.absent]
         parts.append("\n".join(f"- {note}" for note in self.notes + absent))
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def latex(self) -> str:
-        """One `tabular` per block, our rows alone."""
+        r"""One booktabs `table` per block (`\usepackage{booktabs}`): our rows, best in bold, then the paper's, marked as such."""
         parts = [f"% {self.title}"]
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             best = _best(block, self.rows)
-            lines = [" & ".join([self.row_header, *(column.header for column in block.columns)])]
-            for row in self.rows:
-                texts = [(_text(row, c), (row.name, c.key) in best) for c in block.columns]
-                lines.append(" & ".join([row.name, *(rf"\textbf{{{t}}}" if bold else t for t, bold in texts)]))
-            body = " \\\\\n".join(_escape(line) for line in lines)
-            spec = "l" + "r" * len(block.columns)
-            parts.append(f"% {block.title}\n\\begin{{tabular}}{{{spec}}}\n{body} \\\\\n\\end{{tabular}}")
+            width = len(block.columns) + 1
+            ours = [_tex_line(row, block.columns, {key for name, key in best if name == row.name}) for row in self.rows]
+            lines = [r"\toprule", _tex_cells([self.row_header, *(c.header for c in block.columns)]), r"\midrule", *ours]
+            if printed := self._printed(block):
+                marked = rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_escape(self.published_note)}}}}} \\"
+                lines += [r"\midrule", marked, *(_tex_line(row, block.columns, set()) for row in printed)]
+            lines.append(r"\bottomrule")
+            parts.append(
+                "\n".join(
+                    [
+                        r"\begin{table}",
+                        r"\centering",
+                        rf"\caption{{{_escape(f'{self.title}: {block.title}')}}}",
+                        rf"\label{{tab:{self.name}-{number + 1}}}",
+                        rf"\begin{{tabular}}{{l{'r' * len(block.columns)}}}",
+                        *lines,
+                        r"\end{tabular}",
+                        r"\end{table}",
+                    ]
+                )
+            )
         return "\n\n".join(parts) + "\n"
+
+    def _printed(self, block: Block) -> list[Row]:
+        """The paper's rows that have a number in a block."""
+        return [row for row in self.published if any(column.key in row.cells for column in block.columns)]
 
 
 def _grid(row_header: str, block: Block, rows: list[Row], *, bold: bool) -> str:
@@ -125,7 +154,7 @@ def _grid(row_header: str, block: Block, rows: list[Row], *, bold: bool) -> str:
 
 def _text(row: Row, column: Column) -> str:
     if row.absent:
-        return "absent"
+        return "n/a" if row.is_empty else "absent"
     cell = row.cells.get(column.key, Cell(value=None))
     if cell.value is None:
         return "–"
@@ -155,10 +184,34 @@ def _best(block: Block, rows: list[Row]) -> set[tuple[str, str]]:
     return best
 
 
-def _escape(line: str) -> str:
-    for plain, tex in {
-        "_": r"\_", "%": r"\%", "±": r"$\pm$", "→": r"$\rightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-        "Δ": r"$\Delta$", "–": "--",
-    }.items():  # fmt: skip
-        line = line.replace(plain, tex)
-    return line
+def _sources(block: Block) -> str:
+    """The places of a block's numbers, by the JSON that they stand in."""
+    found: dict[str, list[str]] = {}
+    for column in block.columns:
+        if column.source:
+            found.setdefault(column.source[0], []).append("/".join(column.source[1:]))
+    texts = [f"`{protocol}.json`: {', '.join(f'`{path}`' for path in paths)}" for protocol, paths in found.items()]
+    return f"Numbers: {'; '.join(texts)}." if texts else ""
+
+
+def _tex_line(row: Row, columns: list[Column], best: set[str]) -> str:
+    texts = [_escape(_text(row, column)) for column in columns]
+    marked = [rf"\textbf{{{text}}}" if c.key in best else text for text, c in zip(texts, columns, strict=True)]
+    return " & ".join([_escape(row.name), *marked]) + r" \\"
+
+
+def _tex_cells(texts: list[str]) -> str:
+    return " & ".join(_escape(text) for text in texts) + r" \\"
+
+
+TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\rightarrow$", "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$", "Δ": r"$\Delta$", "×": r"$\times$", "–": "--", "…": r"\ldots{}", "[": "{[}", "]": "{]}",
+    }
+)  # fmt: skip
+
+
+def _escape(text: str) -> str:
+    return text.translate(TEX)

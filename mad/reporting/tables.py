@@ -1,278 +1,258 @@
-"""Tables 3-5 of the MAD paper from the JSON of `evaluate/`. No number is computed here: what a table prints stands there."""
+"""Tables 3-5 of the MAD paper from the JSON of `evaluate/`: its columns first, the sounder variants in blocks of their own."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mad.reporting import published
+from mad.reporting.from_json import (
+    Reports,
+    first_report,
+    interval_notes,
+    lookup,
+    magnification,
+    protocol_notes,
+    protocol_rules,
+    rows_of,
+)
 from mad.reporting.table import Block, Cell, Column, Row, Table
 
-Reports = dict[str, dict[str, Any]]
-"""Encoder -> protocol -> JSON; an encoder or a protocol may lack."""
-
-BLOCK_NOTE = "Not patient-held-out: training and test tiles come from parts of the same slides (`split_by: block`)."
+SCORES = {
+    "macro_f1": ("macro", "Macro F1"),
+    "accuracy": ("accuracy", "Acc."),
+    "balanced_accuracy": ("balanced", "Bal. acc."),
+}
+CLASSIFIERS = {"linear": "Linear F1 (↑)", "knn": "k-NN F1 (↑)", "sound": "Sound probe F1 (↑): standardised, full batch"}
+DELTAS: dict[str, tuple[str, Any]] = {
+    "s_pos": ("S_pos ↑", "max"), "s_neg_same": ("S_neg same ↓", "min"), "delta_hier": ("Δ_hier ↑", "max"),
+    "s_neg_diff": ("S_neg diff ↓", "min"), "delta_sem": ("Δ_sem ↑", "max"),
+}  # fmt: skip
+PAIRS = {
+    "cosine pair_average": "All pairs",
+    "cosine same_slide": "Negatives of the same slide",
+    "cosine other_patient": "Negatives of other patients",
+    "cosine class_average": "All pairs, averaged by class",
+    "centred pair_average": "All pairs, one shared mean subtracted",
+    "centred_each pair_average": "All pairs, each magnification's mean subtracted",
+}
+PAPER = "cosine pair_average"
+PROBES = {
+    "paper with_background": "The paper's probe (the paper's columns)",
+    "paper without_background": "The paper's probe, without Background tiles",
+    "sound with_background": "Sound probe: standardised, full batch",
+    "sound without_background": "Sound probe, without Background tiles",
+    "paper_matched with_background": "The paper's probe, fine embeddings given the coarse mean and deviation (no labels)",
+    "paper_coral with_background": "The paper's probe, fine embeddings given the coarse mean and covariance (CORAL, no labels)",
+    "sound_matched with_background": "Sound probe, fine embeddings given the coarse mean and deviation (no labels)",
+    "sound_coral with_background": "Sound probe, fine embeddings given the coarse mean and covariance (CORAL, no labels)",
+}
+NOT_RANKED = "Consistency has no best: it is high where both scores are equally bad, and over 100 % where the coarse one is worse."
+BOOTSTRAP = ("bootstrap", "intervals")
 
 
 def table3(encoders: list[str], reports: Reports, classes: list[str]) -> Table:
-    """F1 per class by linear probe and k-NN, AMI and DBI; beside them macro F1 and the sound probe."""
-    rows = []
-    magnifications: dict[str, None] = {}
-    for encoder in encoders:
-        classification, reason = find_report(reports, encoder, "classification")
-        clustering, other = find_report(reports, encoder, "clustering")
-        cells: dict[str, Cell] = {}
-        if classification:
-            for kind in ("linear", "knn", "sound"):
-                part = classification[kind]
-                cells |= {f"{kind} {name}": _cell(part["f1"].get(name)) for name in classes}
-                cells |= {f"{kind} macro": _cell(part["macro_f1"]), f"{kind} accuracy": _cell(part["accuracy"])}
-            cells["knn whole"] = _cell(classification["knn"]["whole_bank"]["macro_f1"])
-        if clustering:
-            cells |= {"ami": _cell(clustering["global"]["ami"]), "dbi": _cell(clustering["global"]["dbi"])}
-            cells["unit ami"] = _cell(clustering["unit"]["ami"])
-            cells["dbi classes"] = Cell(value=clustering["dbi_classes"])
-            apart = clustering["by_magnification"]
-            cells |= {f"ami {magnification}": _cell(part["ami"]) for magnification, part in apart.items()}
-            magnifications |= dict.fromkeys(apart)
-        rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason or other))
-
-    def f1(kind: str) -> list[Column]:
-        named = [Column(key=f"{kind} {name}", header=name, best="max") for name in classes]
-        return [*named, Column(key=f"{kind} macro", header="Macro F1", best="max")]
-
+    """F1 per class by linear probe and k-NN, AMI and DBI; beside them macro F1, accuracies and the sound probe."""
+    linear, knn, sound = (_classifier(kind, classes) for kind in CLASSIFIERS)
+    linear += [
+        _count("n", "n tiles", ("classification", "n", "tiles")),
+        _count("patients", "Patients", ("classification", "patients", "test")),
+    ]
+    whole = ("classification", "knn", "whole_bank", "macro_f1")
+    interval = (*BOOTSTRAP, "knn whole_bank macro_f1")
+    knn.append(Column(key="knn whole", header="Macro, whole bank", best="max", source=whole, interval=interval))
     blocks = [
-        Block(title="Linear F1 (↑)", columns=f1("linear")),
-        Block(
-            title="k-NN F1 (↑)", columns=[*f1("knn"), Column(key="knn whole", header="Macro, whole bank", best="max")]
-        ),
-        Block(
-            title="Global clustering",
-            columns=[
-                Column(key="ami", header="AMI (↑)", best="max"),
-                Column(key="dbi", header="DBI (↓)", best="min"),
-                Column(key="unit ami", header="AMI, L2-normalised (↑)", best="max"),
-                Column(key="dbi classes", header="DBI of true classes (↓)", best="min"),
-                *(
-                    Column(key=f"ami {m}", header=f"AMI, {m} alone (↑)", best="max")
-                    for m in sorted(magnifications, key=_magnification)
-                ),
-            ],
-        ),
-        Block(title="Sound probe F1 (↑): standardised, full batch", columns=f1("sound")),
+        Block(title=CLASSIFIERS["linear"], columns=linear),
+        Block(title=CLASSIFIERS["knn"], columns=knn),
+        Block(title="Global clustering", columns=_clusters(reports)),
+        Block(title=CLASSIFIERS["sound"], columns=sound),
+    ]
+    notes = protocol_notes(reports, "classification")
+    notes += protocol_rules(reports, "clustering", "kmeans", "ami", "dbi")
+    notes += [
+        note.replace("interval:", "interval of clustering:")
+        for note in protocol_rules(reports, "clustering", "interval")
     ]
     return Table(
-        name="table3", title="Table 3. Classification and clustering, all magnifications pooled", blocks=blocks, rows=rows,
-        notes=_notes(reports, "classification") + protocol_rules(reports, "clustering", "kmeans", "ami", "dbi"),
+        name="table3", title="Table 3. Classification and clustering, all magnifications pooled", blocks=blocks,
+        rows=rows_of(encoders, reports, blocks), notes=notes + interval_notes(reports, "classification"),
         published=_published(published.TABLE3), published_note=published.NOTE,
     )  # fmt: skip
 
 
+def _classifier(kind: str, classes: list[str]) -> list[Column]:
+    columns = [
+        Column(
+            key=f"{kind} {name}", header=name, best="max", source=("classification", kind, "f1", name),
+            interval=(*BOOTSTRAP, f"{kind} f1 {name}"),
+        )
+        for name in classes
+    ]  # fmt: skip
+    return columns + [
+        Column(
+            key=f"{kind} {short}", header=header, best="max", source=("classification", kind, key),
+            interval=(*BOOTSTRAP, f"{kind} {key}"),
+        )
+        for key, (short, header) in SCORES.items()
+    ]  # fmt: skip
+
+
+def _clusters(reports: Reports) -> list[Column]:
+    """AMI and DBI of all magnifications together, and of each alone."""
+    found = (lookup(parts.get("clustering"), ("by_magnification",)) for parts in reports.values())
+    alone = sorted({name for part in found for name in part or ()}, key=magnification)
+
+    def pair(ami: str, dbi: str, suffix: str, *path: str) -> list[Column]:
+        source = ("clustering", *path)
+        interval = (*path, *BOOTSTRAP, "ami")
+        return [
+            Column(key=ami, header=f"AMI{suffix} (↑)", best="max", source=(*source, "ami"), interval=interval),
+            Column(key=dbi, header=f"DBI{suffix} (↓)", best="min", source=(*source, "dbi")),
+        ]
+
+    columns = pair("ami", "dbi", "", "global")
+    columns += pair("unit ami", "unit dbi", ", L2-normalised", "unit")
+    true = Column(key="dbi classes", header="DBI of true classes (↓)", best="min", source=("clustering", "dbi_classes"))
+    columns.append(true)
+    for name in alone:
+        columns += pair(f"ami {name}", f"dbi {name}", f", {name} alone", "by_magnification", name)
+    return columns
+
+
 def table4(encoders: list[str], reports: Reports) -> Table:
-    """S_pos, S_neg and their gaps, over all pairs; then apart by slide, averaged by class, and centred; retrieval."""
-    variants = {
-        "cosine pair_average": "All pairs (the paper's columns)",
-        "cosine same_slide": "Negatives of the same slide",
-        "cosine other_patient": "Negatives of other patients",
-        "cosine class_average": "All pairs, averaged by class",
-        "centred pair_average": "All pairs, one shared mean subtracted",
-        "centred_each pair_average": "All pairs, each magnification's mean subtracted",
-    }
-    headers = {
-        "s_pos": ("S_pos ↑", "max"), "s_neg_same": ("S_neg same ↓", "min"), "delta_hier": ("Δ_hier ↑", "max"),
-        "s_neg_diff": ("S_neg diff ↓", "min"), "delta_sem": ("Δ_sem ↑", "max"),
-    }  # fmt: skip
-    rows = []
-    for encoder in encoders:
-        report, reason = find_report(reports, encoder, "consistency")
-        cells: dict[str, Cell] = {}
-        if report:
-            intervals = report["bootstrap"]["intervals"] or {}
-            for variant in variants:
-                space, average = variant.split(" ")
-                for key in headers:
-                    first = variant == "cosine pair_average"
-                    interval = intervals.get(key) if first and key.startswith("delta") else None
-                    name = key if first else f"{variant} {key}"
-                    cells[name] = Cell(
-                        value=report[space][average][key], interval=tuple(interval) if interval else None
-                    )
-            for way, part in report["retrieval"].items():
-                cells[way], cells[f"{way} chance"] = (
-                    Cell(value=_percent(part["at_1"])),
-                    Cell(value=_percent(part["chance"])),
-                )
-        rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason))
-    blocks = []
-    for variant, title in variants.items():
-        prefix = "" if variant == "cosine pair_average" else f"{variant} "
-        columns = [Column(key=prefix + k, header=h, digits=3, best=b) for k, (h, b) in headers.items()]  # type: ignore[arg-type]
-        blocks.append(Block(title=title, columns=columns))
-    retrieval = []
-    for way, header in (("child_to_parent", "Child → parent"), ("parent_to_child", "Parent → child")):
-        retrieval.append(Column(key=way, header=f"{header} (%) ↑", digits=1, best="max"))
-        retrieval.append(Column(key=f"{way} chance", header="chance (%)", digits=1))
-    blocks.append(Block(title="Retrieval@1 within the slide", columns=retrieval))
-    transition = next(
-        (r["consistency"]["transition"] for r in reports.values() if _ok(r.get("consistency"))), "10x-40x"
-    )
-    title = f"Table 4. Cross-magnification consistency, {transition.replace('-', ' → ')}"
+    """S_pos, S_neg and their gaps, over all pairs; then apart by slide, averaged by class, and centred; retrieval; transitivity."""
+    first = first_report(reports, "consistency") or {}
+    transition = first.get("transition", "10x-40x").replace("-", " → ")
+    counts = [
+        _count("n", "n pairs", ("consistency", "cosine", "pair_average", "num_pos")),
+        _count("patients", "Patients", ("consistency", "counts", "patients")),
+    ]
+    blocks = [Block(title=f"{PAIRS[PAPER]} (the paper's columns)", columns=_deltas(PAPER, "") + counts)]
+    blocks += [
+        Block(title=title, columns=_deltas(variant, f"{variant} "))
+        for variant, title in PAIRS.items()
+        if variant != PAPER
+    ]
+    blocks.append(Block(title="Retrieval within the slide", columns=_retrieval("")))
+    grand = lookup(first, ("transitivity",)) or {}
+    if grand.get("status") == "ok":
+        name = f"Transitivity, {grand['transition'].replace('-', ' → ')}"
+        prefix = "transitivity "
+        for variant, title in PAIRS.items():
+            if variant != "cosine class_average":
+                blocks.append(Block(title=f"{name}: {title}", columns=_deltas(variant, f"{prefix}{variant} ", prefix)))
+        blocks.append(Block(title=f"{name}: retrieval within the slide", columns=_retrieval(prefix)))
+    notes = protocol_notes(reports, "consistency") + interval_notes(reports, "consistency")
+    if grand.get("reason"):
+        notes.append(f"No transitivity: {grand['reason']}.")
     return Table(
-        name="table4", title=title, blocks=blocks, rows=rows,
-        notes=_notes(reports, "consistency") + _bootstrap_notes(reports, "consistency"),
+        name="table4", title=f"Table 4. Cross-magnification consistency, {transition}", blocks=blocks,
+        rows=rows_of(encoders, reports, blocks), notes=notes + interval_notes(
+            reports, "consistency", ("transitivity", "bootstrap"), "transitivity"
+        ),
         published=_published(published.TABLE4), published_note=published.NOTE,
     )  # fmt: skip
 
 
+def _deltas(variant: str, prefix: str, inside: str = "") -> list[Column]:
+    """The five columns of a variant; `inside` the part of the JSON that holds it, as "transitivity "."""
+    place = tuple(inside.split())
+    return [
+        Column(
+            key=f"{prefix}{key}", header=header, digits=3, best=best,
+            source=("consistency", *place, *variant.split(" "), key),
+            interval=(*place, *BOOTSTRAP, key if variant == PAPER else f"{variant} {key}"),
+        )
+        for key, (header, best) in DELTAS.items()
+    ]  # fmt: skip
+
+
+def _retrieval(inside: str) -> list[Column]:
+    columns = []
+    for way, name in (("child_to_parent", "Child → parent"), ("parent_to_child", "Parent → child")):
+        for key, header, best in (
+            ("at_1", f"{name} @1 (%) ↑", "max"), ("chance", "chance (%)", None),
+            ("at_5", f"{name} @5 (%) ↑", "max"), ("chance_at_5", "chance (%)", None),
+        ):  # fmt: skip
+            columns.append(
+                Column(
+                    key=f"{inside}{way}{'' if key == 'at_1' else f' {key}'}", header=header, digits=1, scale=100,
+                    best=best,  # type: ignore[arg-type]
+                    source=("consistency", *inside.split(), "retrieval", way, key),
+                    interval=(*inside.split(), *BOOTSTRAP, f"retrieval {way} {key}") if best else (),
+                )
+            )  # fmt: skip
+    return columns
+
+
 def table5(encoders: list[str], reports: Reports) -> Table:
-    """Coarse and zero-shot fine scores of the coarse-trained probe, and consistency; with and without Background."""
-    variants = {
-        "paper with_background": "The paper's probe (the paper's columns)",
-        "paper without_background": "The paper's probe, without Background tiles",
-        "sound with_background": "Sound probe: standardised, full batch",
-        "sound without_background": "Sound probe, without Background tiles",
-        "paper_matched with_background": "The paper's probe, fine embeddings given the coarse mean and deviation (no labels)",
-        "paper_coral with_background": "The paper's probe, fine embeddings given the coarse mean and covariance (CORAL, no labels)",
-        "sound_matched with_background": "Sound probe, fine embeddings given the coarse mean and deviation (no labels)",
-        "sound_coral with_background": "Sound probe, fine embeddings given the coarse mean and covariance (CORAL, no labels)",
-    }
-    scores = {"iou": "mean_iou", "dice": "mean_dice", "accuracy": "accuracy"}
-    rows = []
-    for encoder in encoders:
-        report, reason = find_report(reports, encoder, "transfer")
-        cells: dict[str, Cell] = {}
-        for variant in variants if report else ():
-            assert report is not None
-            probe, background = variant.split(" ")
-            part = report.get(probe, {}).get(background)
-            if part is None:
-                continue
-            prefix = _prefix(variant)
-            for side in ("coarse", "fine"):
-                cells |= {f"{prefix}{side} {short}": _cell(part[side][key]) for short, key in scores.items()}
-            interval = (part["bootstrap"]["intervals"] or {}).get("consistency")
-            mean = part["consistency"]
-            cells[f"{prefix}consistency"] = Cell(
-                value=mean["mean"], std=mean["std"], interval=tuple(interval) if interval else None
-            )
-            cells[f"{prefix}agreement"] = Cell(value=_percent(report[probe]["agreement"]["mean"]))
-        rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason))
-    coarse, fine = next((r["transfer"]["transition"] for r in reports.values() if _ok(r.get("transfer"))), (10, 40))
-    blocks = []
-    for variant, title in variants.items():
-        prefix = _prefix(variant)
+    """Coarse and zero-shot fine scores of the coarse-trained probe, and consistency; with and without Background; by class."""
+    first = first_report(reports, "transfer") or {}
+    coarse, fine = (f"{step:g}x" for step in first.get("transition", (10, 40)))
+    counts = [
+        _count("n coarse", f"n {coarse}", ("transfer", "n", "coarse")),
+        _count("n fine", f"n {fine}", ("transfer", "n", "fine")),
+        _count("patients", "Patients", ("transfer", "patients", "test")),
+    ]
+    blocks = [
+        Block(title=title, columns=_transfer(variant, coarse, fine) + (counts if number == 0 else []))
+        for number, (variant, title) in enumerate(PROBES.items())
+    ]
+    for key, name in (("iou", "IoU"), ("dice", "Dice")):
         columns = [
-            Column(key=f"{prefix}{side} {short}", header=f"{magnification:g}x {header}", best="max")
-            for side, magnification in (("coarse", coarse), ("fine", fine))
-            for short, header in (("iou", "mIoU"), ("dice", "mDice"), ("accuracy", "Acc."))
-        ]
-        columns.append(Column(key=f"{prefix}consistency", header="Consistency (%)", digits=1, best="max"))
-        if variant.endswith(" with_background"):  # of all children, whatever their class
-            columns.append(Column(key=f"{prefix}agreement", header="Agreement (%)", digits=1, best="max"))
-        blocks.append(Block(title=title, columns=columns))
-    title = f"Table 5. Cross-magnification generalisation: trained on {coarse:g}x, tested on {coarse:g}x and {fine:g}x"
+            Column(
+                key=f"{side} {key} {label}", header=f"{scale} {label}", best="max", digits=3,
+                source=("transfer", "paper", "with_background", side, key, label),
+                interval=("paper", "with_background", *BOOTSTRAP, f"{side}_{key} {label}"),
+            )
+            for side, scale in (("coarse", coarse), ("fine", fine))
+            for label in first.get("classes", [])
+        ]  # fmt: skip
+        blocks.append(Block(title=f"The paper's probe, {name} by class", columns=columns))
+    path = ("paper", "with_background", "bootstrap")
     return Table(
-        name="table5", title=title,
-        blocks=blocks, rows=rows, notes=_notes(reports, "transfer") + _bootstrap_notes(reports, "transfer"),
+        name="table5",
+        title=f"Table 5. Cross-magnification generalisation: trained on {coarse}, tested on {coarse} and {fine}",
+        blocks=blocks, rows=rows_of(encoders, reports, blocks),
+        notes=[*protocol_notes(reports, "transfer"), NOT_RANKED, *interval_notes(reports, "transfer", path)],
         published=_published(published.TABLE5), published_note=published.NOTE,
     )  # fmt: skip
 
 
-def scale_table(encoders: list[str], reports: Reports) -> Table:
-    """Train-magnification x test-magnification matrix of mean IoU, a block per training magnification."""
-    rows: list[Row] = []
-    ladder: list[str] = []
-    for encoder in encoders:
-        report, reason = find_report(reports, encoder, "transfer")
-        matrix = report["matrix"] if report else {}
-        ladder = ladder or sorted(matrix, key=_magnification)
-        cells = {f"{a} to {b}": Cell(value=value) for a, row in matrix.items() for b, value in row.items()}
-        rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason))
-    blocks = [
-        Block(
-            title=f"Trained on {trained}",
-            columns=[
-                Column(key=f"{trained} to {tested}", header=f"Tested on {tested}", best="max") for tested in ladder
-            ],
+def _transfer(variant: str, coarse: str, fine: str) -> list[Column]:
+    probe, background = variant.split(" ")
+    prefix = "" if variant == "paper with_background" else f"{variant} "
+    scores = {"iou": ("mean_iou", "mIoU"), "dice": ("mean_dice", "mDice"), "accuracy": ("accuracy", "Acc.")}
+    columns = [
+        Column(
+            key=f"{prefix}{side} {short}", header=f"{scale} {header}", best="max",
+            source=("transfer", probe, background, side, key),
+            interval=(probe, background, *BOOTSTRAP, f"{side}_{key}"),
         )
-        for trained in ladder
-    ]
-    notes = protocol_rules(reports, "transfer", "matrix", "sound")
-    done = [parts["transfer"] for parts in reports.values() if _ok(parts.get("transfer"))]
-    if done and done[0]["split_by"] == "block":
-        notes = [BLOCK_NOTE, *notes]
-    return Table(
-        name="scales", title="Every magnification to every other: mean IoU", blocks=blocks, rows=rows, notes=notes
-    )
+        for side, scale in (("coarse", coarse), ("fine", fine))
+        for short, (key, header) in scores.items()
+    ]  # fmt: skip
+    columns.append(
+        Column(
+            key=f"{prefix}consistency", header="Consistency (%)", digits=1,
+            source=("transfer", probe, background, "consistency"),
+            interval=(probe, background, *BOOTSTRAP, "consistency"),
+        )
+    )  # fmt: skip
+    if background == "with_background":  # of all children, whatever their class
+        columns.append(
+            Column(
+                key=f"{prefix}agreement", header="Agreement (%)", digits=1, best="max", scale=100,
+                source=("transfer", probe, "agreement"), interval=(probe, "agreement", *BOOTSTRAP, "agreement"),
+            )
+        )  # fmt: skip
+    return columns
 
 
-def _magnification(name: str) -> float:
-    """ "10x" -> 10."""
-    return float(name.removesuffix("x"))
-
-
-def _prefix(variant: str) -> str:
-    return "" if variant == "paper with_background" else f"{variant} "
-
-
-def _ok(report: dict[str, Any] | None) -> bool:
-    return report is not None and report["status"] == "ok"
-
-
-def find_report(reports: Reports, encoder: str, protocol: str) -> tuple[dict[str, Any] | None, str | None]:
-    """A protocol's JSON, or why there is none."""
-    report = reports.get(encoder, {}).get(protocol)
-    if report is None:
-        return None, f"evaluate/{encoder}/{protocol}.json does not exist"
-    return (report, None) if _ok(report) else (None, f"{report['status']}: {report['reason']}")
-
-
-def _cell(summary: dict[str, Any] | None) -> Cell:
-    return Cell(value=None) if summary is None else Cell(value=summary["mean"], std=summary["std"])
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def _count(key: str, header: str, source: tuple[str, ...]) -> Column:
+    return Column(key=key, header=header, digits=0, source=source)
 
 
 def _published(rows: dict[str, dict[str, float]]) -> list[Row]:
     return [
         Row(name=name, cells={key: Cell(value=value) for key, value in cells.items()}) for name, cells in rows.items()
     ]
-
-
-def _notes(reports: Reports, protocol: str) -> list[str]:
-    """The protocol's own rules, its runs, classes without tiles, and what was not held out."""
-    done = [parts[protocol] for parts in reports.values() if _ok(parts.get(protocol))]
-    if not done:
-        return []
-    first = done[0]
-    notes = [BLOCK_NOTE] if first["split_by"] == "block" else []
-    if "runs" in first:
-        steps = first["probe"]
-        notes.append(
-            f"Mean ± standard deviation over {first['runs']} runs (seeds {first['seeds'][0]} … {first['seeds'][-1]})."
-        )
-        notes.append(
-            f"The paper's probe: Adam {steps['lr']:g}, batch {steps['batch']}, {steps['steps']:,} steps (unpublished; ours)."
-        )
-    for where in ("train", "test"):
-        if first.get(f"absent_in_{where}"):
-            notes.append(f"Classes without {where} tiles: {', '.join(first[f'absent_in_{where}'])}.")
-    return notes + [f"{name}: {rule}{'' if rule.endswith('?') else '.'}" for name, rule in first["rules"].items()]
-
-
-def protocol_rules(reports: Reports, protocol: str, *names: str) -> list[str]:
-    """Notes of the rules with these names, as the first encoder that has the protocol tells them."""
-    done = [parts[protocol] for parts in reports.values() if _ok(parts.get(protocol))]
-    return [f"{name}: {done[0]['rules'][name]}." for name in names] if done else []
-
-
-def _bootstrap_notes(reports: Reports, protocol: str) -> list[str]:
-    for parts in reports.values():
-        if _ok(parts.get(protocol)):
-            report = parts[protocol]
-            boot = report.get("bootstrap") or report["paper"]["with_background"]["bootstrap"]
-            if boot["intervals"] is None:
-                return [f"No intervals: {boot['reason']}."]
-            return [f"[…]: 95 % interval over {boot['resamples']:,} resamples of the {boot['patients']} test patients."]
-    return []

@@ -61,19 +61,18 @@ def run(config: Config, name: str) -> None:
         return
     (folder / "audit.json").unlink(missing_ok=True)  # it vouches for all slides at once
     rows = cohort_rows(config)
-    start, tiles, fresh = time.perf_counter(), 0, 0
-    for row in rows:
-        done = _embed_shards(config, name, encoder, row, folder)
-        tiles, fresh = tiles + done, fresh + bool(done)
+    start = time.perf_counter()
+    done = {row.slide_id: _embed_shards(config, name, encoder, row, folder) for row in rows}
     slides = read_parquet(Path(config.results) / "cohort" / "slides.parquet")
     wanted = set(segmentation_slides(slides, config.evaluate))
     for row in rows:
         if row.slide_id in wanted:
-            tiles += _embed_dense(config, name, encoder, row, folder / "dense")
-    seconds = time.perf_counter() - start
+            done[row.slide_id] += _embed_dense(config, name, encoder, row, folder / "dense")
+    seconds, tiles = time.perf_counter() - start, sum(done.values())
     write_json(folder / "audit.json", {**encoder.audit, "encoder": name, "config": config.encoder(name).model_dump()})
     log(
-        f"embed {name}: {tiles} tiles of {fresh} slides in {seconds:.1f} s ({tiles / seconds:.0f}/s); the rest was up to date"
+        f"embed {name}: {tiles} tiles of {sum(map(bool, done.values()))} slides in {seconds:.1f} s ({tiles / seconds:.0f}/s); "
+        "the rest was up to date"
     )
 
 

@@ -1,8 +1,8 @@
 """Stage `evaluate`: the papers' protocols on the embeddings of one encoder, one JSON per protocol.
 
-Reads cohort/, tile/, shard/ and embed/{encoder}/; writes evaluate/{encoder}/{classification,clustering,consistency,transfer,
-segmentation}.json, pca.parquet (Figure 3), segmentation.parquet (Figure 4) and patients.npz (sums per test patient, from
-which `mad evidence` resamples). Tables and figures are drawn from these alone.
+Reads cohort/, tile/, shard/ and embed/{encoder}/; writes evaluate/{encoder}/{protocol}.json (`PROTOCOLS`), pca.parquet (Figure 3),
+segmentation.parquet (Figure 4) and patients.npz (sums per test patient, from which `mad evidence` resamples). Tables and figures
+are drawn from these alone.
 A protocol without data says `"status": "not applicable"` and why; a number that does not exist is null.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mad.config import Config
+from mad.config.evaluation import PROTOCOLS
 from mad.files import MadError, atomic_path, digest, read_json, read_parquet, sha256_file, write_json, write_parquet
 from mad.progress import log
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from mad.evaluation.data import Embedded
     from mad.evaluation.probe import Probe
 
+SHOWN = 10  # pairs of slides that a warning lists
+
 
 def run(config: Config, encoder: str) -> None:
     """Evaluate one encoder.
@@ -32,9 +35,12 @@ def run(config: Config, encoder: str) -> None:
     """
     from mad.evaluation.classification import evaluate_classification
     from mad.evaluation.clustering import evaluate_clustering
-    from mad.evaluation.consistency import evaluate_consistency, projection
+    from mad.evaluation.consistency import evaluate_consistency
     from mad.evaluation.data import plain
     from mad.evaluation.label_free import slide_lines
+    from mad.evaluation.magnification import evaluate_magnification
+    from mad.evaluation.projection import projection
+    from mad.evaluation.sites import evaluate_sites
     from mad.evaluation.transfer import evaluate_transfer
 
     results = Path(config.results)
@@ -48,6 +54,7 @@ def run(config: Config, encoder: str) -> None:
     common = _common(config, encoder, data)
     log(f"evaluate {encoder}: {len(data.tiles)} tiles x {data.features.shape[1]}, {len(data.pairs)} parent-child pairs")
 
+    _tell_duplicates(encoder, data)
     sums: dict[str, Any] = {}
 
     def save(protocol: str, compute: Callable[[], dict[str, Any]]) -> None:
@@ -77,10 +84,39 @@ def run(config: Config, encoder: str) -> None:
     save("clustering", lambda: evaluate_clustering(data, config.evaluate, seed=config.seed, device=device))
     save("consistency", consistency)
     save("transfer", transfer)
+    save("magnification", lambda: evaluate_magnification(data, config.evaluate, seed=config.seed, device=device))
+    save("sites", lambda: evaluate_sites(data, config.evaluate, seed=config.seed, device=device))
     save("segmentation", lambda: _segmentation(config, encoder, probes, folder / "segmentation.parquet", device))
     if not (folder / "pca.parquet").exists():
         write_parquet(folder / "pca.parquet", _no_coordinates())
     _write_sums(folder, sums)
+
+
+def _tell_duplicates(encoder: str, data: Embedded) -> None:
+    """Name the slides that share pixels."""
+    found = data.duplicates
+    if found is None or not found.num_tiles:
+        return
+    log(
+        f"evaluate {encoder}: WARNING: {found.num_tiles} tiles show the same pixels on two slides or in two splits; "
+        f"{len(found.excluded)} of them were taken out of the test"
+    )
+    for line in found.slides[:SHOWN]:
+        log(f"evaluate {encoder}: same pixels: {line}")
+    if len(found.slides) > SHOWN:
+        log(f"evaluate {encoder}: and {len(found.slides) - SHOWN} more pairs of slides")
+
+
+def _duplicates(data: Embedded) -> dict[str, Any] | None:
+    found = data.duplicates
+    if found is None:
+        return None
+    return {
+        "tiles": found.num_tiles,
+        "excluded_from_test": len(found.excluded),
+        "uniform": found.num_uniform,
+        "slides": found.slides,
+    }
 
 
 def _read_audit(folder: Path) -> dict[str, Any]:
@@ -91,7 +127,7 @@ def _read_audit(folder: Path) -> dict[str, Any]:
 
 def _write_absent(folder: Path, encoder: str, audit: dict[str, Any], classes: list[str]) -> None:
     """Every file of an encoder whose weights could not be had, saying so."""
-    for protocol in ("classification", "clustering", "consistency", "transfer", "segmentation"):
+    for protocol in PROTOCOLS:
         absent = {"encoder": encoder, "spec": audit["config"]["spec"], "protocol": protocol}
         write_json(folder / f"{protocol}.json", absent | {"status": "absent", "reason": audit["reason"]})
     write_parquet(folder / "pca.parquet", _no_coordinates())
@@ -165,6 +201,7 @@ def _common(config: Config, encoder: str, data: Embedded) -> dict[str, Any]:
         "split_by": data.split_by,
         "dim": int(data.features.shape[1]),
         "dropped": data.dropped,
+        "duplicates": _duplicates(data),
         "sources": {
             "audit_sha256": sha256_file(audit),
             "weights_sha256": read_json(audit).get("weights_sha256"),

@@ -1,7 +1,7 @@
 """Tiles from elsewhere through an encoder and the label-based protocols: `mad evaluate ENCODER --tiles TABLE.csv`.
 
 Reads the table and its images, no slide; writes `{out}/{encoder}/`: embeddings.npy with tiles.parquet (its rows), the JSON of every
-protocol, and Tables 3-5 and the scale matrix.
+protocol, Tables 3-5 and those of scales and sites.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
     from mad.evaluation.clustering import evaluate_clustering
     from mad.evaluation.consistency import evaluate_consistency
     from mad.evaluation.data import plain
+    from mad.evaluation.magnification import evaluate_magnification
+    from mad.evaluation.sites import evaluate_sites
     from mad.evaluation.tile_table import check_images, embedded_tiles, read_image, read_tile_table
     from mad.evaluation.transfer import evaluate_transfer
     from mad.models.embedding import embed_tiles
     from mad.models.encoders import load_encoder
-    from mad.reporting.tables import scale_table, table3, table4, table5
+    from mad.reporting.scale_tables import scale_table, site_table
+    from mad.reporting.tables import table3, table4, table5
     from mad.stages.evaluate import attempt, choose_device
     from mad.stages.report import write_table
 
@@ -59,6 +62,8 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
         "clustering": lambda: evaluate_clustering(data, settings, seed=config.seed, device=device),
         "consistency": lambda: evaluate_consistency(data, settings, seed=config.seed),
         "transfer": lambda: evaluate_transfer(data, settings, seed=config.seed, device=device)[0],
+        "magnification": lambda: evaluate_magnification(data, settings, seed=config.seed, device=device),
+        "sites": lambda: evaluate_sites(data, settings, seed=config.seed, device=device),
     }
     common = {
         "encoder": encoder, "spec": config.encoder(encoder).spec, "seed": config.seed, "split_by": "patient",
@@ -78,6 +83,7 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
         table4([encoder], one),
         table5([encoder], one),
         scale_table([encoder], one),
+        site_table([encoder], one),
     ):
         write_table(folder / "tables", made)
     return folder / "tables"

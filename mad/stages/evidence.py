@@ -90,7 +90,7 @@ def _consistency(results: Path, encoder: str) -> dict[str, Any]:
 
 def _notes(reports: dict[str, dict[str, Any]]) -> list[str]:
     """What a reader must know of the cohort and of encoders that saw other tiles."""
-    from mad.reporting.tables import BLOCK_NOTE
+    from mad.reporting.from_json import BLOCK_NOTE
 
     absent = {name: report["reason"] for name, report in reports.items() if report["status"] == "absent"}
     reports = {name: report for name, report in reports.items() if name not in absent}

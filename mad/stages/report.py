@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mad.config import Config
+from mad.config.evaluation import PROTOCOLS
 from mad.files import MadError, atomic_path, read_json, read_parquet
 from mad.progress import log
-from mad.reporting.tables import Reports
+from mad.reporting.from_json import Reports
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from mad.reporting.table import Table
     from mad.slides.readers import IccChoice
 
-PROTOCOLS = ("classification", "clustering", "consistency", "transfer", "segmentation")
 THUMBNAIL_PX = 1400
 
 
@@ -36,7 +36,8 @@ def run(config: Config) -> None:
     from mad.reporting.map_table import map_table
     from mad.reporting.qc import health_table, slide_table, time_table
     from mad.reporting.quality import SHARD_COLUMNS, TILE_COLUMNS, slide_facts
-    from mad.reporting.tables import scale_table, table3, table4, table5
+    from mad.reporting.scale_tables import scale_table, site_table
+    from mad.reporting.tables import table3, table4, table5
 
     results = Path(config.results)
     cohort = results / "cohort" / "slides.parquet"
@@ -59,6 +60,7 @@ def run(config: Config) -> None:
         table4(encoders, reports),
         table5(encoders, reports),
         scale_table(encoders, reports),
+        site_table(encoders, reports),
         map_table(encoders, reports),
         slide_table([
             slide_facts(row, facts.get(name), tiles.get(name), shards.get(name))

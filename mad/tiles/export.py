@@ -28,6 +28,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mad.files import MadError, atomic_path, read_json, read_parquet
 from mad.slides.readers import open_slide
@@ -51,54 +52,84 @@ class Selection:
         return found if self.labels is None else found[found["label"].isin(list(self.labels))]
 
 
+@dataclass(frozen=True)
+class Target:
+    """A slide that goes out at one magnification."""
+
+    slide: str
+    path: str
+    name: str
+    """Of its file without the suffix, as CLAM and TRIDENT look it up."""
+    plan: Mapping[str, Any]
+    """One of `levels` of `tile/{slide}.json`: how the slide gives the magnification."""
+
+    def dimensions(self) -> list[tuple[int, int]]:
+        """(width, height) of each level of the slide."""
+        with open_slide(self.path) as reader:
+            return list(reader.level_dimensions)
+
+
+def targets(results: Path, slides: Sequence[str], magnification: float) -> list[Target]:
+    """Those of `slides` that were tiled at a magnification; ones whose tiling failed, or that are too coarse, are left out.
+
+    Raises:
+        MadError: a slide was not tiled yet, two slides' files have the same name, or none was tiled at this magnification.
+    """
+    facts = {slide: read_json(_tiled(results, slide)) for slide in slides}
+    found = [
+        Target(slide, facts[slide]["path"], slide_name(facts[slide]["path"]), plan)
+        for slide in slides
+        if (plan := _level(facts[slide], magnification)) is not None
+    ]
+    if not found:
+        known = ", ".join(f"{m:g}x" for m in tiled_magnifications(results, slides))
+        raise MadError(f"no slide was tiled at {magnification:g}x; there is {known}")
+    if twice := [name for name, count in Counter(target.name for target in found).items() if count > 1]:
+        raise MadError(
+            f"two slides have files of the name {twice[0]!r}, which CLAM and TRIDENT could not tell apart; export each alone"
+        )
+    return found
+
+
 def export(
     results: Path, slides: Sequence[str], format: Format, selection: Selection, tile_px: int, folder: Path
 ) -> dict[str, int]:
     """Write the coordinates of `slides` below `folder`, in the layout of `format`.
 
     Returns:
-        Tiles written per slide id; slides whose tiling failed, or that are too coarse for the magnification, are left out.
+        Tiles written per slide id; slides without such a tile are left out.
 
     Raises:
-        MadError: a tile table is missing, two slides' files have the same name, or no slide has such a tile.
+        MadError: as `targets`.
     """
-    facts = {slide: read_json(_tiled(results, slide)) for slide in slides}
-    level = {slide: plan for slide in slides if (plan := _level(facts[slide], selection.magnification)) is not None}
-    if not level:
-        known = tiled_magnifications(results, slides)
-        raise MadError(
-            f"no slide was tiled at {selection.magnification:g}x; there is {', '.join(f'{m:g}x' for m in known)}"
-        )
-    names = {slide: slide_name(facts[slide]["path"]) for slide in level}
-    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise MadError(
-            f"two slides have files of the name {twice[0]!r}, which {format} could not tell apart; export each alone"
-        )
-    what = f"{selection.magnification:g}x_{tile_px}px_0px_overlap"
-    target = folder / what
-    written = {}
-    for slide, plan in level.items():
-        table = selection.of(read_parquet(results / "tile" / f"{slide}.parquet", columns=COLUMNS))
+    where = folder / layout(selection.magnification, tile_px)
+    written, files = {}, []
+    for target in targets(results, slides, selection.magnification):
+        table = selection.of(read_parquet(results / "tile" / f"{target.slide}.parquet", columns=COLUMNS))
         if table.empty:  # CLAM stops at a slide without a tile
             continue
-        with open_slide(facts[slide]["path"]) as reader:
-            dimensions = reader.level_dimensions
-        name = names[slide]
+        dimensions = target.dimensions()
         if format == "clam":
-            attributes = clam_attributes(plan, tile_px, dimensions, name, str(target / "patches"))
-            path = target / "patches" / f"{name}.h5"
+            attributes = clam_attributes(target.plan, tile_px, dimensions, target.name, str(where / "patches"))
+            path = where / "patches" / f"{target.name}.h5"
         else:
-            attributes = trident_attributes(plan, tile_px, dimensions, name, str(target))
-            path = target / "patches" / f"{name}_patches.h5"
+            attributes = trident_attributes(target.plan, tile_px, dimensions, target.name, str(where))
+            path = where / "patches" / f"{target.name}_patches.h5"
         write_coords(path, table, attributes)
-        written[slide] = len(table)
+        written[target.slide] = len(table)
+        files.append(Path(target.path).name)
     if format == "clam":
         with (
-            atomic_path(target / "process_list_autogen.csv") as temporary,
+            atomic_path(where / "process_list_autogen.csv") as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
         ):
-            csv.writer(file).writerows([["slide_id"], *([Path(facts[slide]["path"]).name] for slide in written)])
+            csv.writer(file).writerows([["slide_id"], *([name] for name in files)])
     return written
+
+
+def layout(magnification: float, tile_px: int) -> str:
+    """Name of the folder in which TRIDENT looks for all of one magnification and tile size."""
+    return f"{magnification:g}x_{tile_px}px_0px_overlap"
 
 
 def tiled_magnifications(results: Path, slides: Sequence[str]) -> list[float]:
@@ -157,9 +188,16 @@ def trident_attributes(
     }
 
 
-def write_coords(path: Path, table: pd.DataFrame, attributes: Mapping[str, Any]) -> None:
-    """Write `coords` with its attributes, and `tile_id`, whole or not at all."""
+def write_coords(
+    path: Path,
+    table: pd.DataFrame,
+    attributes: Mapping[str, Any],
+    features: tuple[NDArray[np.float32], Mapping[str, Any]] | None = None,
+) -> None:
+    """Write `coords` with its attributes, and `tile_id`, whole or not at all; `features` [n, d] with theirs where given."""
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        if features is not None:
+            file.create_dataset("features", data=features[0]).attrs.update(features[1])
         coords = file.create_dataset("coords", data=table[["x", "y"]].to_numpy(np.int64), maxshape=(None, 2))
         coords.attrs.update(attributes)
         file.create_dataset("tile_id", data=table["tile_id"].to_numpy(object), dtype=h5py.string_dtype())

@@ -38,11 +38,13 @@ def block_split(position: np.ndarray, count: int, fractions: Mapping[str, float]
     """Split per coarsest tile by its row or column: contiguous blocks in the order train, val, test.
 
     Args:
-        position: row or column of each coarsest tile.
+        position: row or column of each coarsest tile; one that the border cuts off goes with the last whole one, and so do the
+            finer tiles inside it that are whole.
         count: rows or columns that lie wholly inside the slide.
         fractions: share of each split; `guard` rows or columns between two splits belong to none (None).
     """
     used = [name for name in ("train", "val", "test") if fractions[name] > 0]
+    position = np.minimum(position, count - 1)
     free = count - guard * (len(used) - 1)
     ends = np.floor(np.cumsum([fractions[name] for name in used]) * free + 0.5).astype(int)
     out = np.full(len(position), None, object)

@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from mad.config import parse_config
+from mad.config.evaluation import PROTOCOLS
 from mad.config.recipe import freeze_recipe
 from mad.config.weights import weights_file
 from mad.files import MadError, digest, read_json, write_json_if_changed
@@ -39,7 +40,6 @@ if not any(Path(row.path).exists() for row in SLIDES.values()) and CFG.cohort.sh
 RESULTS = CFG.results
 RUNS = {run.name: run for run in CFG.runs}
 ENCODERS = {encoder.name: encoder for encoder in CFG.encoders}
-PROTOCOLS = ["classification", "clustering", "consistency", "transfer", "segmentation"]
 EVALUATIONS = [f"{protocol}.json" for protocol in PROTOCOLS] + [
     "pca.parquet",
     "segmentation.parquet",
