@@ -36,6 +36,11 @@ class EvaluationConfig(Section):
     """Resamples of the test patients behind the 95 % intervals; 0 prints none."""
     min_patients: int = Field(5, ge=2)
     """No interval is printed with fewer test patients."""
+    reference: str | None = None
+    """The entry of `encoders:` whose embeddings at the fine magnification of `transition` every encoder's at the coarse one are
+    tested against for non-inferiority: a student's teacher. Not given: no such test."""
+    margin: float = Field(0.01, gt=0, lt=1)
+    """Non-inferiority: the loss of accuracy that is still accepted."""
     figure_parents: int = Field(150, ge=1)
     """Parents drawn in Figure 3, spread over the classes, each with all of its children."""
     segmentation_slides: list[str] = []

@@ -42,7 +42,7 @@ def cosine_statistics(sums: Sums, weights: Floats, space: str = "cosine") -> dic
                 total, count = (weights @ sums[f"{space} same_slide {which}"][part] for part in (0, 1))
             else:
                 inside = average == "pair_average"
-                total, count = (_couple(weights, sums[f"{space} {which}"][part], inside) for part in (0, 1))
+                total, count = (couple(weights, sums[f"{space} {which}"][part], inside) for part in (0, 1))
             means.append(ratio(total, count))
         same, diff = means
         columns = {
@@ -116,7 +116,7 @@ def consistency(coarse_iou: Any, fine_iou: Any) -> Floats:
         return np.where(coarse_iou > 0, 100 * fine_iou / coarse_iou, np.nan)
 
 
-def _couple(weights: Floats, table: Floats, inside: bool) -> Floats:
+def couple(weights: Floats, table: Floats, inside: bool = True) -> Floats:
     """Sum of a [P, P] table: pairs of two patients weighed by both, pairs within a patient (`inside`) by that patient once."""
     across = table.copy()
     np.fill_diagonal(across, 0)

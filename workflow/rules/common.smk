@@ -10,6 +10,7 @@ from snakemake.utils import validate
 
 from mad.config import parse_config
 from mad.config.recipe import freeze_recipe
+from mad.config.regions import region_encoders
 from mad.config.weights import weights_file
 from mad.files import MadError, digest, read_json, write_json_if_changed
 from mad.slides.sheet import cohort_rows
@@ -22,7 +23,7 @@ os.environ.update(
 
 try:
     CFG = parse_config(config, source="config.yaml or a --configfile")
-    validate(config, "../schemas/config.schema.json")
+    validate(config, "../schemas/config.schema.json", set_default=False)  # CFG has them
     SLIDES = {row.slide_id: row for row in cohort_rows(CFG)}
 except MadError as error:
     raise WorkflowError(str(error)) from None
@@ -36,7 +37,10 @@ if not any(Path(row.path).exists() for row in SLIDES.values()) and CFG.cohort.sh
 RESULTS = CFG.results
 RUNS = {run.name: run for run in CFG.runs}
 ENCODERS = {encoder.name: encoder for encoder in CFG.encoders}
+ADAPTERS = {adapter.name: adapter for adapter in CFG.adapters}
+MIXERS = {mixer.name: mixer for mixer in CFG.mixers}
 PROTOCOLS = ["classification", "clustering", "consistency", "transfer", "segmentation"]
+PROTOCOLS += ["noninferiority"] if CFG.evaluate.reference else []
 EVALUATIONS = [f"{protocol}.json" for protocol in PROTOCOLS] + [
     "pca.parquet",
     "segmentation.parquet",
@@ -63,6 +67,8 @@ wildcard_constraints:
     slide="[A-Za-z0-9][A-Za-z0-9_-]*",
     run="[A-Za-z0-9][A-Za-z0-9_-]*",
     encoder="[A-Za-z0-9][A-Za-z0-9_-]*",
+    mixer="[A-Za-z0-9][A-Za-z0-9_-]*",
+    adapter="[A-Za-z0-9][A-Za-z0-9_-]*",
 
 
 def results(pattern, **wildcards):
@@ -102,16 +108,33 @@ def run_inputs(wildcards):
             else {"check": ancient(f"{RESULTS}/synthetic/check.json")}
         ),
         **({"init": start[kind]} if kind in start else {}),
+        **(teacher_inputs(run.distill) if run.distill else {}),
+    }
+
+
+def teacher_inputs(distill):
+    """The weights of a frozen teacher, and its embeddings where those are read; more slides alone retrain nothing."""
+    audit = f"{RESULTS}/embed/{distill.teacher}/audit.json"
+    return {
+        "teacher": encoder_files(ENCODERS[distill.teacher]),
+        **({"features": ancient(audit)} if distill.cache else {}),
     }
 
 
 def encoder_inputs(wildcards):
-    """The file that holds the encoder, where it is on a disk."""
-    encoder = ENCODERS[wildcards.encoder]
+    """What the encoder of a job is made of."""
+    return encoder_files(ENCODERS[wildcards.encoder])
+
+
+def encoder_files(encoder):
+    """The file that holds an encoder, where it is on a disk; of an adapter its head and the embeddings that it adapts."""
     kind, _, target = encoder.spec.partition(":")
     made = {"run": "summary.json", "random": "recipe.json"}
     if kind in made:
         return [f"{RESULTS}/train/{target}/{made[kind]}"]
+    if kind == "adapter":
+        base = f"{RESULTS}/embed/{ADAPTERS[target].encoder}/audit.json"
+        return [f"{RESULTS}/adapt/{target}/summary.json", base]
     named = target if kind == "local-dir" else encoder.weights
     return [str(weights_file(named))] if named and weights_file(named).is_file() else []
 
