@@ -8,20 +8,19 @@ step at these learning rates, and losses to 1e-4 relatively.
 import gc
 import os
 import signal
-import socket
-import traceback
 from pathlib import Path
 
 import fakes
 import pytest
 import torch
+from processes import processes
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from mad.config.training import RunConfig
 from mad.files import MadError, StorageError, read_json
 from mad.stages import train
-from mad.training import checkpoint, loop, memory, parallel, ranks, sharding
+from mad.training import checkpoint, loop, memory, method, parallel, ranks, sharding
 from mad.training.data import TrainingSet
 from mad.training.index import load_index
 from mad.training.objective import Numerics, step_loss
@@ -59,35 +58,6 @@ def config_of(results, tmp_path):
         return fakes.tiny_config(folder, entry)
 
     return make
-
-
-def processes(count, work):
-    """Exit codes of `work(rank)` in `count` forked processes that find each other as under torchrun; none may hang."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(count):
-        if child := os.fork():
-            children.append(child)
-            continue
-        code = 1
-        try:
-            signal.alarm(60)
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-            work(rank)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        except MadError:
-            code = 2
-            traceback.print_exc()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def folder_of(config):
@@ -214,13 +184,13 @@ def break_gradient(rank):
 
 
 def break_loss(rank):
-    original = loop.step_loss
+    original = method.step_loss
 
     def step_loss(*arguments):
         loss = original(*arguments)
         return type(loss)(loss.total * float("nan" if rank == 1 else 1), loss.dino, loss.ibot, loss.spread)
 
-    loop.step_loss = step_loss
+    method.step_loss = step_loss
 
 
 def break_data(rank):

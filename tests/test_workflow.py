@@ -199,3 +199,38 @@ def test_a_list_of_encoders_fans_out_and_a_new_one_is_made_alone(project: Projec
     project.config["encoders"] = [first]
     assert project.planned("report") == {"report"}
     project.config["encoders"] = []
+
+
+def test_a_mixer_makes_its_encoder_embed_whole_slides_and_reruns_alone(project: Project) -> None:
+    mixer = {"name": "mma", "encoder": "colour", "magnifications": [10, 40], "width": 16, "depth": 1, "heads": 2}
+    mixer |= {"steps": 2, "warmup": 1, "batch": 4}
+    project.config |= {"encoders": [{"name": "colour", "spec": "colour"}], "mixers": []}
+    project.snakemake("--cores", "2", "embed")
+    project.config["mixers"] = [mixer]
+    assert {"embed_encoder", "mix_regions"} <= project.planned("mix")
+    project.snakemake("--cores", "2", "mix")
+    tokens = Path(str(project.config["results"])) / "mix" / "mma" / "S02.npy"
+    assert tokens.exists()
+    project.config["mixers"] = [{**mixer, "runtime": {"threads": 1}}]
+    assert project.planned("mix") == set()
+    project.config["mixers"] = [{**mixer, "steps": 3}]
+    assert project.planned("mix") == {"mix_regions", "mix"}
+    project.config |= {"encoders": [], "mixers": []}
+
+
+def test_a_distillation_waits_for_its_teachers_embeddings_and_more_slides_retrain_nothing(project: Project) -> None:
+    student = {"name": "student", "method": "xmag", "distill": {"teacher": "colour"}, "mix": {"10x-40x": 1}}
+    student |= {key: RUN[key] for key in ("steps", "warmup", "batch", "runtime")}
+    student["backbone"] = {"model": "vit_tiny_patch16_224", "args": {"patch_size": 14, "embed_dim": 48, "depth": 1}}
+    project.config |= {
+        "tile": {"tile_px": 112}, "runs": [student], "encoders": [{"name": "colour", "spec": "colour"}],
+    }  # fmt: skip
+    target = str(Path(str(project.config["results"])) / "train" / "student" / "summary.json")
+    assert {"embed_encoder", "train_run"} <= project.planned(target)
+    project.snakemake("--cores", "2", target)
+    assert json.loads(Path(target).read_text())["teacher_sha256"]
+    project.write(project.slides)
+    assert "train_run" not in project.planned(target)
+    project.write(project.slides[:2])
+    del project.config["tile"]
+    project.config |= {"runs": [RUN], "encoders": []}

@@ -18,8 +18,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mad.files import MadError
+from mad.training.process import EXIT_RETRY
 
-EXIT_RETRY = 75  # of a training that was stopped and has saved a checkpoint (sysexits.h: EX_TEMPFAIL)
 EXIT_SIGTERM = 128 + signal.SIGTERM
 
 

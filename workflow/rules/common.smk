@@ -9,8 +9,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from mad.config import parse_config
-from mad.config.evaluation import PROTOCOLS
 from mad.config.recipe import freeze_recipe
+from mad.config.regions import region_encoders
 from mad.config.weights import weights_file
 from mad.files import MadError, digest, read_json, write_json_if_changed
 from mad.slides.sheet import cohort_rows
@@ -26,7 +26,7 @@ os.environ.update(
 
 try:
     CFG = parse_config(config, source="config.yaml or a --configfile")
-    validate(config, "../schemas/config.schema.json")
+    validate(config, "../schemas/config.schema.json", set_default=False)  # CFG has them
     SLIDES = {row.slide_id: row for row in cohort_rows(CFG)}
 except MadError as error:
     raise WorkflowError(str(error)) from None
@@ -40,7 +40,9 @@ if not any(Path(row.path).exists() for row in SLIDES.values()) and CFG.cohort.sh
 RESULTS = CFG.results
 RUNS = {run.name: run for run in CFG.runs}
 ENCODERS = {encoder.name: encoder for encoder in CFG.encoders}
-EVALUATIONS = [f"{protocol}.json" for protocol in PROTOCOLS] + [
+ADAPTERS = {adapter.name: adapter for adapter in CFG.adapters}
+MIXERS = {mixer.name: mixer for mixer in CFG.mixers}
+EVALUATIONS = [f"{protocol}.json" for protocol in CFG.evaluate.protocols] + [
     "pca.parquet",
     "segmentation.parquet",
     "patients.npz",
@@ -66,6 +68,8 @@ wildcard_constraints:
     slide="[A-Za-z0-9][A-Za-z0-9_-]*",
     run="[A-Za-z0-9][A-Za-z0-9_-]*",
     encoder="[A-Za-z0-9][A-Za-z0-9_-]*",
+    mixer="[A-Za-z0-9][A-Za-z0-9_-]*",
+    adapter="[A-Za-z0-9][A-Za-z0-9_-]*",
 
 
 def results(pattern, **wildcards):
@@ -138,16 +142,33 @@ def run_inputs(wildcards):
             else {"check": unless_settled(f"{RESULTS}/synthetic/check.json")}
         ),
         **({"init": start[kind]} if kind in start else {}),
+        **(teacher_inputs(run.distill) if run.distill else {}),
+    }
+
+
+def teacher_inputs(distill):
+    """The weights of a frozen teacher, and its embeddings where those are read; more slides alone retrain nothing."""
+    audit = f"{RESULTS}/embed/{distill.teacher}/audit.json"
+    return {
+        "teacher": encoder_files(ENCODERS[distill.teacher]),
+        **({"features": ancient(audit)} if distill.cache else {}),
     }
 
 
 def encoder_inputs(wildcards):
-    """The file that holds the encoder, where it is on a disk."""
-    encoder = ENCODERS[wildcards.encoder]
+    """What the encoder of a job is made of."""
+    return encoder_files(ENCODERS[wildcards.encoder])
+
+
+def encoder_files(encoder):
+    """The file that holds an encoder, where it is on a disk; of an adapter its head and the embeddings that it adapts."""
     kind, _, target = encoder.spec.partition(":")
     made = {"run": "summary.json", "random": "recipe.json"}
     if kind in made:
         return [f"{RESULTS}/train/{target}/{made[kind]}"]
+    if kind == "adapter":
+        base = f"{RESULTS}/embed/{ADAPTERS[target].encoder}/audit.json"
+        return [f"{RESULTS}/adapt/{target}/summary.json", base]
     named = target if kind == "local-dir" else encoder.weights
     return [str(weights_file(named))] if named and weights_file(named).is_file() else []
 

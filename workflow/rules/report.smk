@@ -10,10 +10,15 @@ TABLES = {
     "training": "Health of the trainings",
     "time": "Time budget",
 }
+if CFG.evaluate.reference:
+    TABLES["noninferiority"] = "Students at a coarse magnification against their teacher"
 FIGURES = {
     "figure3_pca": "Parents and children in one embedding",
     "figure4_segmentation": "Segmentation maps",
 }
+
+if any(run.distill for run in CFG.runs):
+    FIGURES["fields"] = "What a distillation aligns"
 
 
 rule qc:
