@@ -40,16 +40,12 @@ def test_a_rule_names_what_a_cluster_needs(name: str) -> None:
 
 def test_every_caption_is_there_and_used() -> None:
     named = {caption for text in RULES.values() for caption in re.findall(r"report/([\w{}]+)\.rst", text)}
-    tables = re.search(
-        r"^TABLES = {(.*?)^}", (ROOT / "workflow/rules/report.smk").read_text(), re.MULTILINE | re.DOTALL
-    )
-    figures = re.search(
-        r"^FIGURES = {(.*?)^}", (ROOT / "workflow/rules/report.smk").read_text(), re.MULTILINE | re.DOTALL
-    )
-    assert tables and figures
-    for key, found in (("{table}", tables), ("{figure}", figures)):
-        assert key in named
-        named = named - {key} | set(re.findall(r'^ +"(\w+)":', found[1], re.MULTILINE))
+    text = (ROOT / "workflow/rules/report.smk").read_text()
+    for key, name in (("{table}", "TABLES"), ("{figure}", "FIGURES")):
+        found = re.search(rf"^{name} = {{(.*?)^}}", text, re.MULTILINE | re.DOTALL)
+        assert found and key in named
+        later = re.findall(rf'^ +{name}\["(\w+)"\] =', text, re.MULTILINE)
+        named = named - {key} | {*re.findall(r'^ +"(\w+)":', found[1], re.MULTILINE), *later}
     assert named == {path.stem for path in (ROOT / "workflow" / "report").glob("*.rst")}
 
 

@@ -47,7 +47,8 @@ def draw_fields(fields: list[tuple[str, Image, list[Image]]], kind: str, path: P
         plain, moved = np.arange(len(children)), turned_places(len(children), *WAY)
         whole = mosaic(children)
         images = (parent, whole, turned(parent, *WAY), turned(whole, *WAY))
-        for axes, image, places, title in zip(line, images, (plain, plain, moved, moved), titles * 2, strict=True):
+        orders: tuple[np.ndarray, ...] = (plain, plain, moved, moved)
+        for axes, image, places, title in zip(line, images, orders, titles * 2, strict=True):
             _draw(axes, image, places)
             axes.set_title(f"{title}{'' if places is plain else ', turned'}", fontsize=10)
         line[0].text(-0.03, 0.5, name, rotation=90, ha="right", va="center", fontsize=8, transform=line[0].transAxes)

@@ -1,8 +1,8 @@
 """Stage `evaluate`: the papers' protocols on the embeddings of one encoder, one JSON per protocol.
 
 Reads cohort/, tile/, shard/ and embed/{encoder}/; writes evaluate/{encoder}/{protocol}.json for each of
-`EvaluationConfig.protocols`, pca.parquet (Figure 3), segmentation.parquet (Figure 4) and patients.npz (sums per test patient, from which `mad evidence` resamples). Tables and figures
-are drawn from these alone.
+`EvaluationConfig.protocols`, pca.parquet (Figure 3), segmentation.parquet (Figure 4) and patients.npz (sums per test patient,
+from which `mad evidence` resamples). Tables and figures are drawn from these alone.
 A protocol without data says `"status": "not applicable"` and why; a number that does not exist is null.
 """
 
@@ -109,18 +109,6 @@ def _tell_duplicates(encoder: str, data: Embedded) -> None:
         log(f"evaluate {encoder}: and {len(found.slides) - SHOWN} more pairs of slides")
 
 
-def _duplicates(data: Embedded) -> dict[str, Any] | None:
-    found = data.duplicates
-    if found is None:
-        return None
-    return {
-        "tiles": found.num_tiles,
-        "excluded_from_test": len(found.excluded),
-        "uniform": found.num_uniform,
-        "slides": found.slides,
-    }
-
-
 def _noninferiority(config: Config, data: Embedded, device: str) -> dict[str, Any]:
     """An encoder against the reference that `evaluate.reference` names."""
     from mad.evaluation.data import NotApplicableError
@@ -206,7 +194,7 @@ def _common(config: Config, encoder: str, data: Embedded) -> dict[str, Any]:
         "split_by": data.split_by,
         "dim": int(data.features.shape[1]),
         "dropped": data.dropped,
-        "duplicates": _duplicates(data),
+        "duplicates": data.duplicates.facts() if data.duplicates else None,
         "sources": {
             "audit_sha256": sha256_file(audit),
             "weights_sha256": read_json(audit).get("weights_sha256"),

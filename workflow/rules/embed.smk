@@ -18,7 +18,8 @@ rule embed_encoder:
         mem_mb=more_each_try(16000),
         runtime=more_each_try(480),
         gpu=lambda wildcards: int(
-            ENCODERS[wildcards.encoder].spec.partition(":")[0] not in ("colour", "adapter")
+            ENCODERS[wildcards.encoder].spec.partition(":")[0]
+            not in ("colour", "adapter")
         ),
     params:
         entry=lambda wildcards: digest(
