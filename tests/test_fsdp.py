@@ -138,7 +138,7 @@ def test_no_replica_outlives_its_group(config_of, fault):
         destroy = ranks.dist.destroy_process_group
 
         def check():
-            alive = [thing for thing in gc.get_objects() if isinstance(thing, DistributedDataParallel)]
+            alive = [thing for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
             destroy()
             os._exit(50 + len(alive))
 
