@@ -1,9 +1,11 @@
 rule evaluate_encoder:
     input:
         embeddings=f"{RESULTS}/embed/{{encoder}}/audit.json",
-        reference=results("embed/{encoder}/audit.json", encoder=[CFG.evaluate.reference])
-        if CFG.evaluate.reference
-        else [],
+        reference=(
+            results("embed/{encoder}/audit.json", encoder=[CFG.evaluate.reference])
+            if CFG.evaluate.reference
+            else []
+        ),
         cohort=f"{RESULTS}/cohort/slides.parquet",
         tiles=results("tile/{slide}.parquet", slide=SLIDES),
         shards=results("shard/{slide}.parquet", slide=SLIDES),

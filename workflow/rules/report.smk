@@ -10,7 +10,9 @@ TABLES = {
     "time": "Time budget",
 }
 if CFG.evaluate.reference:
-    TABLES["noninferiority"] = "Students at a coarse magnification against their teacher"
+    TABLES["noninferiority"] = (
+        "Students at a coarse magnification against their teacher"
+    )
 FIGURES = {
     "figure3_pca": "Parents and children in one embedding",
     "figure4_segmentation": "Segmentation maps",
