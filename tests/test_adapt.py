@@ -112,6 +112,15 @@ def test_the_embeddings_are_the_base_s_through_the_head(results: Path, monkeypat
     embed.run(config, "frozen-linear")
     assert stamps == {path: (folder / path).stat().st_mtime_ns for path in paths}
 
+    told = results / "adapt" / "linear" / "config.json"
+    shape = read_json(told)
+    write_json(told, {**shape, "unit": False})  # the same weights, used otherwise
+    embed.run(config, "frozen-linear")
+    lengths = np.linalg.norm(np.load(folder / paths[0]), axis=1)
+    assert lengths.std() > 0.1
+    write_json(told, shape)
+    embed.run(config, "frozen-linear")
+    assert np.allclose(np.linalg.norm(np.load(folder / paths[0]), axis=1), 4)
     evaluate.run(config, "frozen-linear")
     for protocol in ("classification", "clustering", "consistency", "transfer", "segmentation"):
         report = read_json(results / "evaluate" / "frozen-linear" / f"{protocol}.json")
@@ -124,11 +133,11 @@ def test_the_embeddings_are_the_base_s_through_the_head(results: Path, monkeypat
     with pytest.raises(MadError, match=r"not the head that summary.json tells of; run `mad adapt linear` again"):
         embed.run(config, "frozen-linear")
     weights.write_bytes(whole)
-    told = read_json(base / "audit.json")
-    write_json(base / "audit.json", {**told, "weights_sha256": "1" * 64})
+    first = read_json(base / "audit.json")
+    write_json(base / "audit.json", {**first, "weights_sha256": "1" * 64})
     with pytest.raises(MadError, match=r"embedded by another encoder since; run `mad adapt linear` again"):
         embed.run(config, "frozen-linear")
-    write_json(base / "audit.json", told)
+    write_json(base / "audit.json", first)
     assert not (folder / "audit.json").exists()
     (results / "adapt" / "linear" / "summary.json").unlink()
     with pytest.raises(MadError, match=r"no finished adapter; run `mad adapt linear` first"):

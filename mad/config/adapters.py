@@ -33,6 +33,8 @@ class AdapterConfig(Section):
     `shared`: one for all."""
     hidden: int = Field(0, ge=0)
     """Width of the residual MLP of a head; 0: a linear residual."""
+    unit: bool = True
+    """Adapted embeddings of one length, sqrt(dimension): training looks at cosines alone. `false`: lengths as they come."""
     pairs: Literal["aligned", "shuffled"] = "aligned"
     """`shuffled`, a control: the children of another parent of the same slide."""
     both_ways: bool = True

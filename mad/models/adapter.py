@@ -1,20 +1,22 @@
 """The cross-scale adapter: a light residual head on the embeddings of a frozen encoder, one per magnification or one for all.
 
-    x~ = (x - mean_m) / std_m        z = g_m (x~ + f_m(x~))
+    x~ = (x - mean_m) / std_m        y = x~ + f_m(x~)        z = sqrt(D) y / ||y||
 
-f_m is linear, or an MLP with one hidden layer, and starts at 0: the untrained adapter is the encoder, standardised. The gain
-g_m gives the adapted training tiles the length that the standardised ones have (root mean square), since training by cosines
-leaves lengths to chance, and a classifier reads them. Neither training nor use needs an image. Own design; no paper has it.
+f_m is linear, or an MLP with one hidden layer, and starts at 0: the untrained adapter is the encoder, standardised. Training
+looks at cosines alone and leaves lengths to chance, which a classifier would read: hence z, all of one length, that of
+standardised embeddings on average; `unit: false` gives y. Neither training nor use needs an image. Own design; no paper has it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -36,18 +38,18 @@ class AdapterShape:
     scales: Literal["own", "shared"] = "own"
     hidden: int = 0
     """Width of the MLP; 0: linear."""
+    unit: bool = True
+    """z rather than y."""
 
 
 class Adapter(nn.Module):
     """Embeddings [n, D] of tiles of one magnification to adapted embeddings [n, D], fp32.
 
-    `mean` and `std` [S, D] and, after training, `gain` [S] are set from the training tiles; S is the number of magnifications, or
-    1 where they share one head.
+    `mean` and `std` [S, D], S the number of magnifications, or 1 where they share one head, are set from the training tiles.
     """
 
     mean: Tensor
     std: Tensor
-    gain: Tensor
 
     def __init__(self, shape: AdapterShape) -> None:
         super().__init__()
@@ -55,7 +57,6 @@ class Adapter(nn.Module):
         count = len(shape.magnifications) if shape.scales == "own" else 1
         self.register_buffer("mean", torch.zeros(count, shape.dim))
         self.register_buffer("std", torch.ones(count, shape.dim))
-        self.register_buffer("gain", torch.ones(count))
         self.heads = nn.ModuleList(_residual(shape.dim, shape.hidden) for _ in range(count))
 
     def place(self, magnification: float) -> int:
@@ -77,12 +78,13 @@ class Adapter(nn.Module):
         return (x - self.mean[place]) / self.std[place]
 
     def adapt(self, standardised: Tensor, magnification: float) -> Tensor:
-        """z but for its gain, of standardised embeddings [n, D] of one magnification."""
+        """y, of standardised embeddings [n, D] of one magnification."""
         return standardised + self.heads[self.place(magnification)](standardised)
 
     def forward(self, x: Tensor, magnification: float) -> Tensor:
-        """z, of embeddings [n, D] of one magnification."""
-        return self.gain[self.place(magnification)] * self.adapt(self.standardise(x, magnification), magnification)
+        """z (or y), of embeddings [n, D] of one magnification."""
+        y = self.adapt(self.standardise(x, magnification), magnification)
+        return math.sqrt(self.shape.dim) * F.normalize(y, dim=-1) if self.shape.unit else y
 
     @torch.no_grad()
     def fit_moments(self, features: NDArray, magnifications: NDArray) -> None:
@@ -107,16 +109,6 @@ class Adapter(nn.Module):
         """Which head each tile [n] takes."""
         values, index = np.unique(np.asarray(magnifications, np.float64), return_inverse=True)
         return np.array([self.place(float(value)) for value in values], np.int64)[index]
-
-    @torch.no_grad()
-    def fit_gain(self, features: NDArray, magnifications: NDArray) -> None:
-        """Set `gain` by embeddings [n, D] of tiles at `magnifications` [n]: those of the training tiles, once heads are trained."""
-        places = self.places(magnifications)
-        for place in np.unique(places):
-            x = torch.from_numpy(features[places == place]).to(self.mean.device)
-            before = self.standardise(x, self.shape.magnifications[place])
-            after = self.adapt(before, self.shape.magnifications[place])
-            self.gain[place] = (before.double().square().mean() / after.double().square().mean()).sqrt()
 
     @torch.no_grad()
     def apply_to(self, features: NDArray, magnifications: NDArray, chunk: int = 16384) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from mad.training.fields import mosaic, turned_places
 from mad.training.views import Image, turned
 
 SHOWN = 3  # fields
-WAY = (1, True)  # a quarter turn clockwise, then left to right
+WAY = (1, False)  # a quarter turn clockwise
 GRID, NUMBER = "#ffd400", "white"
 
 
@@ -47,10 +47,9 @@ def draw_fields(fields: list[tuple[str, Image, list[Image]]], kind: str, path: P
         plain, moved = np.arange(len(children)), turned_places(len(children), *WAY)
         whole = mosaic(children)
         images = (parent, whole, turned(parent, *WAY), turned(whole, *WAY))
-        orders: tuple[np.ndarray, ...] = (plain, plain, moved, moved)
-        for axes, image, places, title in zip(line, images, orders, titles * 2, strict=True):
-            _draw(axes, image, places)
-            axes.set_title(f"{title}{'' if places is plain else ', turned'}", fontsize=10)
+        for number, (axes, image, title) in enumerate(zip(line, images, titles * 2, strict=True)):
+            _draw(axes, image, plain if number < 2 else moved)
+            axes.set_title(title if number < 2 else f"{title}, turned", fontsize=10)
         line[0].text(-0.03, 0.5, name, rotation=90, ha="right", va="center", fontsize=8, transform=line[0].transAxes)
     figure.suptitle("Child k lies in token block k, before and after a turn")
     with atomic_path(path) as temporary:

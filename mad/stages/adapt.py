@@ -61,14 +61,8 @@ def run(config: Config, name: str) -> None:
     index = pair_index(data, "train", entry.children)
     train, magnifications = data.rows("train", labelled=False), data.tiles["magnification"].to_numpy(float)
     torch.manual_seed(recipe["seed"])
-    adapter = Adapter(
-        AdapterShape(
-            dim=data.features.shape[1],
-            magnifications=recipe["magnifications"],
-            scales=entry.scales,
-            hidden=entry.hidden,
-        )
-    )
+    taken = entry.model_dump(include={"scales", "hidden", "unit"})
+    adapter = Adapter(AdapterShape(dim=data.features.shape[1], magnifications=recipe["magnifications"], **taken))
     adapter.fit_moments(data.features[train], magnifications[train])
     adapter.to("cuda" if torch.cuda.is_available() else "cpu")
     source = PairSource(entry, recipe["seed"], index, data.features, adapter)
@@ -80,7 +74,6 @@ def run(config: Config, name: str) -> None:
     validation = {"encoder": watch.everything(None), "standardised": watch.everything(adapter)}
     start = time.monotonic()
     adapter, records = train_adapter(adapter, entry, recipe["seed"], source, watch)
-    adapter.fit_gain(data.features[train], magnifications[train])
     seconds = time.monotonic() - start
     validation["adapted"] = watch.everything(adapter)
     sha256 = save_adapter(adapter, folder)

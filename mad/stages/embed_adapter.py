@@ -6,6 +6,7 @@ what stage `embed` writes, so that everything after it sees one encoder more.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def run(config: Config, name: str, entry: AdapterConfig) -> None:
             f"{head}: made for the ladder {adapter.shape.magnifications}, not {ladder}; run `mad adapt {entry.name}`"
         )
     own = {
-        "spec": config.encoder(name).spec, "dim": adapter.shape.dim, "dtype": "float32", "scales": adapter.shape.scales,
+        "spec": config.encoder(name).spec, "dim": adapter.shape.dim, "dtype": "float32", "adapter": asdict(adapter.shape),
         "weights_sha256": summary["weights_sha256"], "parameters": sum(p.numel() for p in adapter.parameters()),
         "base": audit,
     }  # fmt: skip

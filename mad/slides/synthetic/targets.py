@@ -10,8 +10,8 @@ every score exactly would reach an AUROC of Phi(APART / sqrt 2), .92, on average
                      over a slide either is distributed alike in both classes, so that neither magnification alone tells
     fibril_score     the score behind ordered_fibrils, a number
 
-Which latent bears which target was chosen by how well hand-made features read it (`checks.check_cohort`), before any method was
-tried.
+Which latent bears which target, and by how much the score moves it, was chosen by how well hand-made features of single tiles,
+averaged over the slide, read it; never by how a method fares.
 """
 
 from __future__ import annotations
