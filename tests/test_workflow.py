@@ -144,9 +144,9 @@ def test_adding_a_slide_tiles_that_slide_alone_and_does_not_retrain(project: Pro
 def test_a_new_recipe_or_force_retrains_though_the_data_change_as_well(project: Project) -> None:
     project.snakemake("--cores", "2", "train")
     kept, project.config["sample"] = project.config["sample"], {"max_standalone": {"40x": 2}}
-    assert "sample" in project.planned("train") and "train_run" not in project.planned("train")
+    assert "sample" in project.planned("train") and "train_run:tiny" not in project.planned("train")
     project.config["runs"] = [{**RUN, "steps": 5}]
-    assert "train_run" in project.planned("train")
+    assert "train_run:tiny" in project.planned("train")
     project.config["runs"] = [RUN]
     assert "rule train_run" in project.snakemake("--cores", "1", "--dry-run", "-R", "train_run", "--", "train")
     project.config["sample"] = kept
@@ -207,14 +207,14 @@ def test_a_mixer_makes_its_encoder_embed_whole_slides_and_reruns_alone(project: 
     project.config |= {"encoders": [{"name": "colour", "spec": "colour"}], "mixers": []}
     project.snakemake("--cores", "2", "embed")
     project.config["mixers"] = [mixer]
-    assert {"embed_encoder", "mix_regions"} <= project.planned("mix")
+    assert {"embed_encoder:colour", "mix_regions:mma"} <= project.planned("mix")
     project.snakemake("--cores", "2", "mix")
     tokens = Path(str(project.config["results"])) / "mix" / "mma" / "S02.npy"
     assert tokens.exists()
     project.config["mixers"] = [{**mixer, "runtime": {"threads": 1}}]
     assert project.planned("mix") == set()
     project.config["mixers"] = [{**mixer, "steps": 3}]
-    assert project.planned("mix") == {"mix_regions", "mix"}
+    assert project.planned("mix") == {"mix_regions:mma", "mix"}
     project.config |= {"encoders": [], "mixers": []}
 
 
@@ -226,11 +226,11 @@ def test_a_distillation_waits_for_its_teachers_embeddings_and_more_slides_retrai
         "tile": {"tile_px": 112}, "runs": [student], "encoders": [{"name": "colour", "spec": "colour"}],
     }  # fmt: skip
     target = str(Path(str(project.config["results"])) / "train" / "student" / "summary.json")
-    assert {"embed_encoder", "train_run"} <= project.planned(target)
+    assert {"embed_encoder:colour", "train_run:student"} <= project.planned(target)
     project.snakemake("--cores", "2", target)
     assert json.loads(Path(target).read_text())["teacher_sha256"]
     project.write(project.slides)
-    assert "train_run" not in project.planned(target)
+    assert "train_run:student" not in project.planned(target)
     project.write(project.slides[:2])
     del project.config["tile"]
     project.config |= {"runs": [RUN], "encoders": []}
