@@ -142,16 +142,16 @@ def run_inputs(wildcards):
             else {"check": unless_settled(f"{RESULTS}/synthetic/check.json")}
         ),
         **({"init": start[kind]} if kind in start else {}),
-        **(teacher_inputs(run.distill) if run.distill else {}),
+        **(teacher_inputs(run.distill, unless_settled) if run.distill else {}),
     }
 
 
-def teacher_inputs(distill):
+def teacher_inputs(distill, unless_settled):
     """The weights of a frozen teacher, and its embeddings where those are read; more slides alone retrain nothing."""
     audit = f"{RESULTS}/embed/{distill.teacher}/audit.json"
     return {
         "teacher": encoder_files(ENCODERS[distill.teacher]),
-        **({"features": ancient(audit)} if distill.cache else {}),
+        **({"features": unless_settled(audit)} if distill.cache else {}),
     }
 
 
