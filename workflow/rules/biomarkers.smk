@@ -1,16 +1,4 @@
 # Slide-level targets: a job per target and aggregator, then one that compares them. Nothing is made without `biomarkers.targets`.
-TARGETS = {target.name: target for target in CFG.biomarkers.targets}
-AGGREGATORS = {entry.name: entry for entry in CFG.biomarkers.aggregators}
-
-
-def aggregator_inputs(wildcards):
-    """What vouches for the tokens: the encoder's audit, or the mixer's summary (and its encoder's, whose tiles it mixes)."""
-    entry = AGGREGATORS[wildcards.aggregator]
-    encoder = entry.encoder or MIXERS[entry.mixer].encoder
-    mixer = [f"{RESULTS}/mix/{entry.mixer}/summary.json"] if entry.mixer else []
-    return [f"{RESULTS}/embed/{encoder}/audit.json", *mixer]
-
-
 rule biomarkers_aggregator:
     input:
         tokens=aggregator_inputs,

@@ -42,6 +42,8 @@ RUNS = {run.name: run for run in CFG.runs}
 ENCODERS = {encoder.name: encoder for encoder in CFG.encoders}
 ADAPTERS = {adapter.name: adapter for adapter in CFG.adapters}
 MIXERS = {mixer.name: mixer for mixer in CFG.mixers}
+TARGETS = {target.name: target for target in CFG.biomarkers.targets}
+AGGREGATORS = {entry.name: entry for entry in CFG.biomarkers.aggregators}
 EVALUATIONS = [f"{protocol}.json" for protocol in CFG.evaluate.protocols] + [
     "pca.parquet",
     "segmentation.parquet",
@@ -190,3 +192,11 @@ def print_quality():
         for path in facts
     ):
         print(read_json(numbers)["line"], file=sys.stderr)
+
+
+def aggregator_inputs(wildcards):
+    """What vouches for the tokens: the encoder's audit, or the mixer's summary (and its encoder's, whose tiles it mixes)."""
+    entry = AGGREGATORS[wildcards.aggregator]
+    encoder = entry.encoder or MIXERS[entry.mixer].encoder
+    mixer = [f"{RESULTS}/mix/{entry.mixer}/summary.json"] if entry.mixer else []
+    return [f"{RESULTS}/embed/{encoder}/audit.json", *mixer]
