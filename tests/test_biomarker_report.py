@@ -84,7 +84,7 @@ def test_tables_print_what_the_comparison_holds(made: Config):
     tiles = pd.read_csv(folder / "tables" / "biomarkers_tiles.csv")
     names = tiles["aggregator, share of finest tiles"].tolist()
     assert names == [f"{name}, {share} %" for name in ("abmil-fine", "abmil-all", "mean") for share in (100, 50)]
-    assert tiles["fine tokens"].tolist() == [48, 24, 51, 27, 51, 27]
+    assert tiles["fine tiles"].tolist() == [48, 24, 51, 27, 51, 27]
 
 
 def test_pictures_are_drawn(made: Config):

@@ -35,7 +35,7 @@ def _predictions(signal: float, *, seed: int = 0, slides: int = 60, repeats: int
                         score[n] + extra,
                     )
                 )
-    columns = ["slide_id", "patient_id", "repeat", "fold", "share", "tokens", "truth", "score_0", "score_1"]
+    columns = ["slide_id", "patient_id", "repeat", "fold", "share", "tokens", "tiles", "truth", "score_0", "score_1"]
     return pd.DataFrame(lines, columns=columns)
 
 

@@ -14,7 +14,7 @@ def _bag(name: str, features: np.ndarray, kind: np.ndarray | None = None) -> Bag
     n = len(features)
     kind = np.zeros(n, np.int64) if kind is None else kind
     names = np.array([f"{name}_{i}" for i in range(n)], object)
-    return Bag(slide_id=name, store=features.astype(np.float32), rows=np.arange(n), kind=kind, names=names)
+    return Bag(slide_id=name, store=features.astype(np.float32), rows=np.arange(n), kind=kind, names=names, tiles=n)
 
 
 def _planted(count: int, *, found: int, seed: int = 0) -> tuple[list[Bag], Task]:

@@ -59,7 +59,7 @@ def _bags(
 ) -> list[Bag]:
     rows = np.flatnonzero(np.isin(kinds, wanted))
     return [
-        Bag(slide_id=s.slide_id, store=store, rows=rows, kind=kinds[rows], names=rows.astype(object))
+        Bag(slide_id=s.slide_id, store=store, rows=rows, kind=kinds[rows], names=rows.astype(object), tiles=len(rows))
         for s, store in zip(slides, stores, strict=True)
     ]
 

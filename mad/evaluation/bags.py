@@ -25,6 +25,8 @@ class Bag:
     """[n] codes of the token's magnification, or of the region tokens: each kind is standardised on its own."""
     names: NDArray[np.object_]
     """[n], the tile's id, or that of the region."""
+    tiles: int
+    """Tiles that have to be encoded for it: those that a mixer sees, whatever it hands on."""
 
     def __len__(self) -> int:
         return len(self.rows)

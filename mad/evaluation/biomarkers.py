@@ -72,10 +72,10 @@ def summarise(
     """Every number of one aggregator and target, by share of tiles.
 
     Args:
-        predictions: as `statistic` takes them, with `share` and `tokens`.
+        predictions: as `statistic` takes them, with `share`, `tokens` and `tiles`.
 
     Returns:
-        JSON-able: share ("1", "0.7", ...) -> `tokens` per slide (mean), and per metric `value`, `interval`, `repeats` and
+        JSON-able: share ("1", "0.7", ...) -> `tokens` and `tiles` per slide (mean), and per metric `value`, `interval`, `repeats` and
         `folds` (mean, deviation and values).
     """
     patients = sorted(predictions["patient_id"].unique())
@@ -86,7 +86,7 @@ def summarise(
         by_repeat = [plain_numbers(one, classes, patients) for _, one in part.groupby("repeat")]
         by_fold = [plain_numbers(one, classes, patients) for _, one in part.groupby(["repeat", "fold"])]
         found[f"{share:g}"] = {
-            "tokens": float(part.drop_duplicates("slide_id")["tokens"].mean()),
+            **{name: float(part.drop_duplicates("slide_id")[name].mean()) for name in ("tokens", "tiles")},
             "metrics": {
                 name: {
                     "value": plain(value[0]),

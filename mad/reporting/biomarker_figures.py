@@ -54,7 +54,7 @@ def biomarker_figure(found: dict[str, Any], path: Pathlike) -> None:
 
 
 def tile_figure(found: dict[str, Any], path: Pathlike) -> None:
-    """Tokens per slide against accuracy: a panel per target, a line per aggregator, a dot per share of its finest tiles."""
+    """Encoded tiles per slide against accuracy: a panel per target, a line per aggregator, a dot per share of its finest tiles."""
     targets = found["targets"]
     names = list(dict.fromkeys(name for part in targets.values() for name in part["aggregators"]))
     with plt.rc_context(STYLE):
@@ -65,7 +65,7 @@ def tile_figure(found: dict[str, Any], path: Pathlike) -> None:
             metric = part["metric"]
             for number, name in enumerate(names):
                 shares = part["aggregators"].get(name, {}).get("by_share", {}).values()
-                points = [(each["tokens"], each["metrics"][metric]["value"]) for each in shares]
+                points = [(each["tiles"], each["metrics"][metric]["value"]) for each in shares]
                 points = sorted(point for point in points if point[1] is not None)
                 if points:
                     colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
@@ -77,7 +77,7 @@ def tile_figure(found: dict[str, Any], path: Pathlike) -> None:
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter(ScalarFormatter())
             axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.set(xlabel="tokens per slide", ylabel=NAMES[metric])
+            axis.set(xlabel="tiles encoded per slide", ylabel=NAMES[metric])
             axis.set_title(target, fontsize=8)
             axis.grid(color="#e5e5e5", linewidth=0.5)
             axis.set_axisbelow(True)

@@ -23,6 +23,7 @@ def biomarker_table(found: dict[str, Any]) -> Table:
             Column(key=f"{target} slides", header="Slides", digits=0),
             Column(key=f"{target} patients", header="Patients", digits=0),
             Column(key=f"{target} tokens", header="Tokens per slide", digits=0),
+            Column(key=f"{target} tiles", header="Tiles encoded", digits=0),
         ]
         for place, metric in enumerate(metrics):
             columns.append(Column(key=f"{target} {metric}", header=f"{NAMES[metric]} ↑", digits=3, best="max"))
@@ -39,7 +40,7 @@ def biomarker_table(found: dict[str, Any]) -> Table:
                 continue
             whole = line["by_share"]["1"]
             row |= {f"{target} slides": Cell(value=line["slides"]), f"{target} patients": Cell(value=line["patients"])}
-            row[f"{target} tokens"] = Cell(value=whole["tokens"])
+            row |= {f"{target} {name}": Cell(value=whole[name]) for name in ("tokens", "tiles")}
             folds = whole["metrics"][metrics[0]]["folds"]
             row[f"{target} folds"] = Cell(value=folds["mean"], std=folds["std"])
             for metric in metrics:
@@ -65,7 +66,7 @@ def tile_table(found: dict[str, Any]) -> Table:
     for target, part in found["targets"].items():
         metric = part["metric"]
         headers = [
-            Column(key=f"{target} tokens", header="Tokens per slide", digits=0),
+            Column(key=f"{target} tiles", header="Tiles encoded", digits=0),
             Column(key=f"{target} {metric}", header=f"{NAMES[metric]} ↑", digits=3),
             Column(key=f"{target} drop", header="less itself, all tiles", digits=3),
         ]
@@ -77,7 +78,7 @@ def tile_table(found: dict[str, Any]) -> Table:
             for share in sorted(by_share, key=float, reverse=True):
                 numbers = by_share[share]
                 row = cells.setdefault(f"{name}, {100 * float(share):g} %", {})
-                row[f"{target} tokens"] = Cell(value=numbers["tokens"])
+                row[f"{target} tiles"] = Cell(value=numbers["tiles"])
                 row[f"{target} {metric}"] = _cell(numbers["metrics"][metric])
                 for key, gap in (("drop", numbers.get("drop")), ("gap", numbers.get("difference"))):
                     if gap:

@@ -155,6 +155,7 @@ def predict(
                 "patient_id": patient_of[slide],
                 "share": share,
                 "tokens": len(bag),
+                "tiles": bag.tiles,
                 "truth": task.truth[slide],
             }
             for (split, _), (scores, _) in zip(testers, found, strict=True):

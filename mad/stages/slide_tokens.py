@@ -77,6 +77,7 @@ class SlideTokens:
             rows=table["row"].to_numpy(np.int64)[rows],
             kind=np.where(region, len(self.magnifications), level)[rows].astype(np.int64),
             names=names[rows],
+            tiles=int((~region).sum()) if self.entry.mixer else len(rows),
         )
 
     def _plain(self, slide_id: str, share: float) -> tuple[NDArray[np.float32], pd.DataFrame]:
@@ -106,7 +107,9 @@ class SlideTokens:
         assert self.mixer_config is not None
         if self._mixer is None:
             self._mixer = load_mixer(folder / WEIGHTS).to(self.device)
-        slide = read_regions(self.config, self.mixer_config, slide_id)
+        if slide_id != self._last[0]:
+            self._last = slide_id, read_regions(self.config, self.mixer_config, slide_id)
+        slide = self._last[1]
         thin = thinned(slide, self._kept(slide.table, share))
         return contextual_tokens(self._mixer, thin), token_table(thin).reset_index(names="row")
 
