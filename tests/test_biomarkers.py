@@ -30,6 +30,7 @@ def _predictions(signal: float, *, seed: int = 0, slides: int = 60, repeats: int
                         fold[n],
                         share,
                         10 * share,
+                        20 * share,
                         float(truth[n]),
                         -score[n] - extra,
                         score[n] + extra,
@@ -55,7 +56,7 @@ def test_auroc_is_over_pairs_of_one_fold_and_pooled_beside_it():
 
 def test_summary_has_every_share_with_interval_and_spread():
     found = summarise(_predictions(1.5), ["0", "1"], SETTINGS, **BOOT)
-    assert set(found) == {"1", "0.5"} and found["0.5"]["tokens"] == 5
+    assert set(found) == {"1", "0.5"} and (found["0.5"]["tokens"], found["0.5"]["tiles"]) == (5, 10)
     metric = found["1"]["metrics"]["auroc"]
     assert metric["interval"][0] < metric["value"] < metric["interval"][1]
     assert len(metric["repeats"]["values"]) == 2 and len(metric["folds"]["values"]) == 10

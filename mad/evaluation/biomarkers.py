@@ -75,8 +75,8 @@ def summarise(
         predictions: as `statistic` takes them, with `share`, `tokens` and `tiles`.
 
     Returns:
-        JSON-able: share ("1", "0.7", ...) -> `tokens` and `tiles` per slide (mean), and per metric `value`, `interval`, `repeats` and
-        `folds` (mean, deviation and values).
+        JSON-able: share ("1", "0.7", ...) -> `tokens` and `tiles` per slide (mean), and per metric `value`, `interval`, `repeats`
+        and `folds` (mean, deviation and values).
     """
     patients = sorted(predictions["patient_id"].unique())
     found: dict[str, Any] = {}
