@@ -3,11 +3,12 @@ PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 
-.PHONY: demo test lint report help
+.PHONY: demo test test-slurm lint report help
 
 help:
 	@echo "make demo    the whole pipeline on the synthetic cohort: results/report"
 	@echo "make test    the tests"
+	@echo "make test-slurm    trainings requeued and cancelled on a Slurm of this machine: apt-get install slurm-wlm munge, root"
 	@echo "make lint    ruff, mypy, import-linter, snakefmt, snakemake --lint"
 
 demo: .venv/installed
@@ -17,6 +18,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+test-slurm: .venv/installed
+	$(BIN)/python -m pytest -m slurm -s -rs tests/test_slurm.py
 
 lint: .venv/installed
 	$(BIN)/ruff check mad tests benchmarks
@@ -29,5 +33,5 @@ lint: .venv/installed
 # Constraints are the versions that were tested together; without a stamp a broken install is made again.
 .venv/installed: pyproject.toml envs/constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint envs/constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint envs/constraints.txt --editable '.[dev,slurm]'
 	touch $@

@@ -14,9 +14,12 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/preprocess.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/embed.smk"
+include: "workflow/rules/adapt.smk"
+include: "workflow/rules/mix.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/evidence.smk"
+include: "workflow/rules/biomarkers.smk"
 
 
 onstart:
@@ -39,5 +42,7 @@ rule all:
         rules.qc.output,
         rules.report.input,
         rules.report.output,
+        rules.mix.input,
         rules.evidence.output if CFG.evidence.groups else [],
+        rules.biomarkers.output if CFG.biomarkers.targets else [],
     localrule: True

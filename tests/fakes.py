@@ -108,3 +108,21 @@ def tiny_config(results: Path, *runs: dict[str, object], seed: int = 3) -> Confi
     entries = list(runs) or [tiny_run()]
     settings = {"results": str(results), "seed": seed, "tile": {"tile_px": TILE_PX}, "synthetic": {"patients": 3}}
     return parse_config({**settings, "runs": entries})
+
+
+def tiny_xmag(**changes: object) -> dict[str, object]:
+    """An entry of `runs:` that distils in seconds; `distill` is merged over a teacher."""
+    distill = {"teacher": "teacher"} | changes.pop("distill", {})
+    entry = tiny_run(method="xmag", distill=distill, ema=0.9, ema_end=0.9, **{"mix": {"10x-40x": 1}} | changes)
+    return {key: value for key, value in entry.items() if key not in ("head", "views", "freeze_last_layer")}
+
+
+def distill_config(results: Path, *runs: dict[str, object], teacher: str = "random:source") -> Config:
+    """A configuration with these runs, and the untrained one that the teacher is made of."""
+    return parse_config(
+        {
+            "results": str(results), "seed": 3, "tile": {"tile_px": TILE_PX}, "synthetic": {"patients": 3},
+            "runs": [*(runs or [tiny_xmag()]), tiny_run(name="source")], "evaluate": {"segmentation_num_slides": 0},
+            "encoders": [{"name": "teacher", "spec": teacher, "precision": "fp32"}],
+        }
+    )  # fmt: skip

@@ -3,7 +3,9 @@
 import cv2
 import pytest
 
+from mad.config.training import RunConfig
 from mad.training.curves import draw_curves
+from mad.training.watch import watch_of
 
 HEALTH = {
     "teacher_entropy": 0.3, "target_entropy": 0.6, "student_entropy": 0.9, "mean_cosine": 0.5, "feature_std": 0.5,
@@ -22,7 +24,8 @@ def checked(step, warnings, health):
 
 
 def picture(records, path):
-    draw_curves(records, 128, "run (mad)", path)
+    run = RunConfig(name="run", method="mad", head={"prototypes": 128})
+    draw_curves(records, watch_of(run), "run (mad)", path)
     return cv2.imread(str(path))
 
 
@@ -41,3 +44,12 @@ def test_warnings_are_marked(tmp_path):
 @pytest.mark.parametrize("records", [[record(0)], [record(step) for step in range(5)], [checked(0, [], HEALTH)]])
 def test_what_records_lack_is_left_out(tmp_path, records):
     assert picture(records, tmp_path / "curves.png").std() > 0
+
+
+def test_the_curves_of_a_distillation(tmp_path):
+    run = RunConfig(name="run", method="xmag", distill={"teacher": "t"})
+    health = {"global_cosine": 0.5, "global_constant": 0.6, "rankme": 20.0, "rankme_teacher": 30.0, "mean_cosine": 0.2}
+    records = [record(step, kinds="5x-20x", cosine=step / 99) for step in range(99)]
+    records.append(record(99, cosine=1.0, health=health, warnings=["global term learns nothing"]))
+    draw_curves(records, watch_of(run), "run (xmag)", tmp_path / "curves.png")
+    assert num_red(cv2.imread(str(tmp_path / "curves.png"))) > 0

@@ -8,20 +8,19 @@ step at these learning rates, and losses to 1e-4 relatively.
 import gc
 import os
 import signal
-import socket
-import traceback
 from pathlib import Path
 
 import fakes
 import pytest
 import torch
+from processes import processes
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from mad.config.training import RunConfig
-from mad.files import MadError, StorageError
+from mad.files import MadError, StorageError, read_json
 from mad.stages import train
-from mad.training import checkpoint, loop, memory, parallel, ranks, sharding
+from mad.training import checkpoint, loop, memory, method, parallel, ranks, sharding
 from mad.training.data import TrainingSet
 from mad.training.index import load_index
 from mad.training.objective import Numerics, step_loss
@@ -59,35 +58,6 @@ def config_of(results, tmp_path):
         return fakes.tiny_config(folder, entry)
 
     return make
-
-
-def processes(count, work):
-    """Exit codes of `work(rank)` in `count` forked processes that find each other as under torchrun; none may hang."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(count):
-        if child := os.fork():
-            children.append(child)
-            continue
-        code = 1
-        try:
-            signal.alarm(60)
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-            work(rank)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        except MadError:
-            code = 2
-            traceback.print_exc()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def folder_of(config):
@@ -168,7 +138,7 @@ def test_no_replica_outlives_its_group(config_of, fault):
         destroy = ranks.dist.destroy_process_group
 
         def check():
-            alive = [thing for thing in gc.get_objects() if isinstance(thing, DistributedDataParallel)]
+            alive = [thing for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
             destroy()
             os._exit(50 + len(alive))
 
@@ -180,6 +150,18 @@ def test_no_replica_outlives_its_group(config_of, fault):
             train.run(config, "tiny")
 
     assert processes(2, work) == [50, 50]
+
+
+def test_processes_agree_on_the_precision(config_of):
+    """`auto` on two machines of which one is not good at bf16."""
+    config = config_of("mixed", {"parallel": "ddp"}, precision="auto")
+
+    def work(rank):
+        train.choose_dtype = lambda *_: [torch.bfloat16, torch.float32][rank]
+        train.run(config, "tiny")
+
+    assert processes(2, work) == [0, 0]
+    assert read_json(folder_of(config) / "summary.json")["precision"] == "float32"
 
 
 def layout_of(value):
@@ -202,13 +184,13 @@ def break_gradient(rank):
 
 
 def break_loss(rank):
-    original = loop.step_loss
+    original = method.step_loss
 
     def step_loss(*arguments):
         loss = original(*arguments)
         return type(loss)(loss.total * float("nan" if rank == 1 else 1), loss.dino, loss.ibot, loss.spread)
 
-    loop.step_loss = step_loss
+    method.step_loss = step_loss
 
 
 def break_data(rank):
@@ -230,7 +212,14 @@ def break_disk(_):
     loop.checkpoint.save = save
 
 
-@pytest.mark.parametrize("fault", [break_gradient, break_loss, break_data, break_disk])
+def break_records(_):
+    def refuse(*_):
+        raise StorageError("the disk is full")
+
+    loop.Records = refuse
+
+
+@pytest.mark.parametrize("fault", [break_gradient, break_loss, break_data, break_disk, break_records])
 def test_where_one_process_fails_all_leave(config_of, fault, capfd):
     config = config_of("broken", {"parallel": "fsdp"})
 
@@ -240,7 +229,7 @@ def test_where_one_process_fails_all_leave(config_of, fault, capfd):
 
     assert processes(2, work) == [2, 2]
     told = capfd.readouterr().err
-    if fault in (break_data, break_disk):
+    if fault in (break_data, break_disk, break_records):
         assert told.count("MadError: another process failed") == 1
     else:
         assert told.count("MadError: train: the ") == 2

@@ -15,6 +15,7 @@ from mad.training import loop, memory, parallel
 from mad.training.data import TrainingSet, batches
 from mad.training.health import choose_health_set
 from mad.training.index import load_index
+from mad.training.method import SelfDistillation
 from mad.training.objective import Numerics, step_loss, teach
 from mad.training.optimiser import build_optimiser, describe_rates, parameter_groups, set_schedules
 
@@ -157,7 +158,7 @@ def test_a_frozen_backbone_stays_bit_for_bit_while_the_head_learns(results, tmp_
         return value
 
     monkeypatch.setattr(loop, "optimise", spy)
-    loop.train(state, data, health, numerics, tmp_path)
+    loop.train(state, data, SelfDistillation(data.run, numerics, health), tmp_path)
     for backbones, heads in seen[:4]:
         assert backbones == start[0]
         assert heads[0] != start[1][0] and heads[1] != start[1][1]
@@ -321,7 +322,7 @@ def test_exhausted_memory_names_what_to_lower(results, tmp_path):
     with pytest.raises(
         MadError, match=r"not enough memory on cpu.*micro_batch \(now 2\).*activation_checkpointing: true"
     ):
-        loop.train(state, data, health, numerics, tmp_path)
+        loop.train(state, data, SelfDistillation(data.run, numerics, health), tmp_path)
     run = data.run
     for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
         with pytest.raises(MadError, match="not enough memory"), memory.memory_errors(run, numerics.device):

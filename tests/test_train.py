@@ -21,10 +21,12 @@ from mad.config.training import RunConfig
 from mad.files import MadError, StorageError, read_json, sha256_file, write_json
 from mad.stages import train
 from mad.training import loop
+from mad.training import method as methods
 from mad.training.data import TrainingSet, batches
 from mad.training.health import choose_health_set
 from mad.training.index import load_index
 from mad.training.loss_names import loss_names
+from mad.training.method import SelfDistillation
 from mad.training.objective import Numerics, step_loss
 from mad.training.optimiser import build_optimiser
 from mad.training.records import append_lines
@@ -252,7 +254,7 @@ def test_a_finished_run_is_not_trained_again(fresh, monkeypatch):
     before, stamp = weights(folder), read_json(folder / "summary.json")
     (folder / "summary.json").unlink()
     (folder / "encoder" / "model.safetensors").unlink()
-    monkeypatch.setattr(loop, "step_loss", None)  # a step would fail
+    monkeypatch.setattr(methods, "step_loss", None)  # a step would fail
     run(config)
     assert weights(folder) == before
     for path in (folder / "checkpoints").iterdir():
@@ -437,7 +439,7 @@ def test_a_non_finite_loss_or_gradient_stops_before_anything_changes(results, tm
     before = [{k: v.clone() for k, v in net.state_dict().items()} for net in (state.student, state.teacher)]
     tiles = data[0][0].tiles
     with pytest.raises(MadError, match=f"{where}.*step 0.*{tiles[0]}"):
-        loop.train(state, data, health, numerics, tmp_path)
+        loop.train(state, data, SelfDistillation(data.run, numerics, health), tmp_path)
     for net, old in zip((state.student, state.teacher), before, strict=True):
         torch.testing.assert_close(dict(net.state_dict()), old, rtol=0, atol=0, equal_nan=True)
     assert not state.optimiser.state
@@ -456,7 +458,7 @@ def test_prototypes_are_frozen_first_and_vectors_do_not_decay(results, tmp_path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "optimise", spy)
-        loop.train(state, data, health, numerics, tmp_path)
+        loop.train(state, data, SelfDistillation(data.run, numerics, health), tmp_path)
     assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[2], seen[3])
     decays, plain = state.optimiser.param_groups
     assert all(p.ndim >= 2 for p in decays["params"]) and all(p.ndim < 2 for p in plain["params"])

@@ -353,6 +353,18 @@ def test_nothing_in_a_file_is_executed(tmp_path):
         read_tensors(tmp_path / "none.pth")
 
 
+def test_weights_too_large_for_the_memory_are_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "large.pth"
+    torch.save({"weight": torch.zeros(2)}, path)
+
+    def exhausted(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", exhausted)
+    with pytest.raises(MadError, match="do not fit into the memory"):
+        read_tensors(path)
+
+
 def test_damaged_files_and_pages_in_place_of_weights_are_told_apart(tmp_path):
     files = {
         "page.bin": (b"<!DOCTYPE html><html>", "is a web page"),

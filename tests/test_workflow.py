@@ -141,6 +141,17 @@ def test_adding_a_slide_tiles_that_slide_alone_and_does_not_retrain(project: Pro
     project.snakemake("--cores", "2", "train")
 
 
+def test_a_new_recipe_or_force_retrains_though_the_data_change_as_well(project: Project) -> None:
+    project.snakemake("--cores", "2", "train")
+    kept, project.config["sample"] = project.config["sample"], {"max_standalone": {"40x": 2}}
+    assert "sample" in project.planned("train") and "train_run:tiny" not in project.planned("train")
+    project.config["runs"] = [{**RUN, "steps": 5}]
+    assert "train_run:tiny" in project.planned("train")
+    project.config["runs"] = [RUN]
+    assert "rule train_run" in project.snakemake("--cores", "1", "--dry-run", "-R", "train_run", "--", "train")
+    project.config["sample"] = kept
+
+
 def test_a_training_that_fails_on_rerun_deletes_no_weights(project: Project) -> None:
     project.snakemake("--cores", "2", "train")
     results = Path(str(project.config["results"]))
@@ -188,3 +199,38 @@ def test_a_list_of_encoders_fans_out_and_a_new_one_is_made_alone(project: Projec
     project.config["encoders"] = [first]
     assert project.planned("report") == {"report"}
     project.config["encoders"] = []
+
+
+def test_a_mixer_makes_its_encoder_embed_whole_slides_and_reruns_alone(project: Project) -> None:
+    mixer = {"name": "mma", "encoder": "colour", "magnifications": [10, 40], "width": 16, "depth": 1, "heads": 2}
+    mixer |= {"steps": 2, "warmup": 1, "batch": 4}
+    project.config |= {"encoders": [{"name": "colour", "spec": "colour"}], "mixers": []}
+    project.snakemake("--cores", "2", "embed")
+    project.config["mixers"] = [mixer]
+    assert {"embed_encoder:colour", "mix_regions:mma"} <= project.planned("mix")
+    project.snakemake("--cores", "2", "mix")
+    tokens = Path(str(project.config["results"])) / "mix" / "mma" / "S02.npy"
+    assert tokens.exists()
+    project.config["mixers"] = [{**mixer, "runtime": {"threads": 1}}]
+    assert project.planned("mix") == set()
+    project.config["mixers"] = [{**mixer, "steps": 3}]
+    assert project.planned("mix") == {"mix_regions:mma", "mix"}
+    project.config |= {"encoders": [], "mixers": []}
+
+
+def test_a_distillation_waits_for_its_teachers_embeddings_and_more_slides_retrain_nothing(project: Project) -> None:
+    student = {"name": "student", "method": "xmag", "distill": {"teacher": "colour"}, "mix": {"10x-40x": 1}}
+    student |= {key: RUN[key] for key in ("steps", "warmup", "batch", "runtime")}
+    student["backbone"] = {"model": "vit_tiny_patch16_224", "args": {"patch_size": 14, "embed_dim": 48, "depth": 1}}
+    project.config |= {
+        "tile": {"tile_px": 112}, "runs": [student], "encoders": [{"name": "colour", "spec": "colour"}],
+    }  # fmt: skip
+    target = str(Path(str(project.config["results"])) / "train" / "student" / "summary.json")
+    assert {"embed_encoder:colour", "train_run:student"} <= project.planned(target)
+    project.snakemake("--cores", "2", target)
+    assert json.loads(Path(target).read_text())["teacher_sha256"]
+    project.write(project.slides)
+    assert "train_run:student" not in project.planned(target)
+    project.write(project.slides[:2])
+    del project.config["tile"]
+    project.config |= {"runs": [RUN], "encoders": []}

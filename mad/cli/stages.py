@@ -98,11 +98,35 @@ def shard_cohort(config: ConfigFile = DEFAULT) -> None:
 def train(
     run: Annotated[str, typer.Argument(help="An entry of `runs:`.")],
     config: ConfigFile = DEFAULT,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Machines on which this command is started, each with the same options.")
+    ] = 1,
+    rendezvous: Annotated[
+        str | None, typer.Option(help="With --nodes: HOST:PORT on one of the machines, where they meet.")
+    ] = None,
 ) -> None:
-    """Train one run (alone, or under torchrun); resumes from its last checkpoint."""
+    """Train one run, in `runtime.processes` processes per machine, or as one of torchrun's; resumes from its last checkpoint."""
     from mad.stages import train as stage
+    from mad.training import launch
+    from mad.training.process import granted_threads
 
-    stage.run(load_config(config), run)
+    settings = load_config(config)
+    layout = launch.Layout(settings.run(run).runtime.processes, nodes, rendezvous)
+    if layout.processes * layout.nodes > 1 and not launch.is_launched():
+        command = ["-m", "mad", "train", run, "--config", str(config)]
+        raise typer.Exit(launch.launch(layout, command, granted_threads()))
+    stage.run(settings, run)
+
+
+@app.command()
+def adapt(
+    adapter: Annotated[str, typer.Argument(help="An entry of `adapters:`.")],
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Train one cross-scale adapter on the embeddings of a frozen encoder: minutes on a CPU, no images."""
+    from mad.stages import adapt as stage
+
+    stage.run(load_config(config), adapter)
 
 
 @app.command()
@@ -114,6 +138,17 @@ def embed(
     from mad.stages import embed as stage
 
     stage.run(load_config(config), encoder)
+
+
+@app.command()
+def mix(
+    mixer: Annotated[str, typer.Argument(help="An entry of `mixers:`.")],
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Train one region mixer on embeddings (resumes from its last checkpoint); write the contextual tokens of every slide."""
+    from mad.stages import mix as stage
+
+    stage.run(load_config(config), mixer)
 
 
 @app.command()
@@ -136,6 +171,26 @@ def evaluate(
     from mad.stages import evaluate_tiles
 
     log(f"tables in {evaluate_tiles.run(settings, encoder, tiles, out)}")
+
+
+@app.command()
+def biomarkers(
+    target: Annotated[str, typer.Argument(help="An entry of `biomarkers.targets`.")],
+    aggregator: Annotated[str, typer.Argument(help="An entry of `biomarkers.aggregators`.")],
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Predict a slide-level target by one aggregator, in patient-grouped cross-validation."""
+    from mad.stages import biomarkers as stage
+
+    stage.run(load_config(config), target, aggregator)
+
+
+@app.command("biomarker-report")
+def biomarker_report(config: ConfigFile = DEFAULT) -> None:
+    """Compare the aggregators of `biomarkers:`: tables, figures, attention over slides."""
+    from mad.stages import biomarker_report as stage
+
+    stage.run(load_config(config))
 
 
 @app.command()

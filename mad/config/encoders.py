@@ -17,7 +17,8 @@ class EncoderConfig(Section):
     spec: str
     """`run:NAME` (the encoder of a run), `random:NAME` (that architecture untrained), `colour` (channel mean and standard
     deviation), `published:NAME` (`mad encoders` lists them: uni, uni2-h, virchow2, ...), `timm:MODEL`, `hf-hub:OWNER/MODEL`,
-    `local-dir:FOLDER`, or `python:MODULE:FACTORY` (your own, docs/encoders.md)."""
+    `local-dir:FOLDER`, `python:MODULE:FACTORY` (your own, docs/encoders.md), or `adapter:NAME` (the embeddings of another entry
+    behind a head of `adapters:`, docs/adapter.md)."""
     weights: str | None = None
     """`published:` the file of its weights, or its folder, instead of the hub."""
     pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"

@@ -10,6 +10,8 @@ from mad.config.base import Section
 
 PROTOCOLS = ("classification", "clustering", "consistency", "transfer", "magnification", "sites", "segmentation")
 """Each writes `evaluate/{encoder}/{protocol}.json`."""
+NONINFERIORITY = "noninferiority"
+"""The same, where `evaluate.reference` names an encoder."""
 
 
 class EvaluationConfig(Section):
@@ -39,6 +41,11 @@ class EvaluationConfig(Section):
     """Resamples of the test patients behind the 95 % intervals; 0 prints none."""
     min_patients: int = Field(5, ge=2)
     """No interval is printed with fewer test patients."""
+    reference: str | None = None
+    """The entry of `encoders:` whose embeddings at the fine magnification of `transition` every encoder's at the coarse one are
+    tested against for non-inferiority: a student's teacher. Not given: no such test."""
+    margin: float = Field(0.01, gt=0, lt=1)
+    """Non-inferiority: the loss of accuracy that is still accepted."""
     figure_parents: int = Field(150, ge=1)
     """Parents drawn in Figure 3, spread over the classes, each with all of its children."""
     segmentation_slides: list[str] = []
@@ -65,3 +72,8 @@ class EvaluationConfig(Section):
                 f"transition goes from a coarse to a fine magnification, as in [10, 40]; got {list(value)}"
             )
         return value
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Those that are made."""
+        return (*PROTOCOLS, NONINFERIORITY) if self.reference else PROTOCOLS

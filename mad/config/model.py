@@ -10,10 +10,14 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from mad.config.adapters import AdapterConfig, check_adapters
 from mad.config.base import Section
+from mad.config.biomarkers import BiomarkersConfig, check_biomarkers
+from mad.config.distill import check_teachers
 from mad.config.encoders import EncoderConfig
 from mad.config.evaluation import EvaluationConfig
 from mad.config.evidence import EvidenceConfig
+from mad.config.regions import MixerConfig, check_mixers
 from mad.config.synthetic import SyntheticConfig
 from mad.config.training import RunConfig
 from mad.files import MadError
@@ -209,10 +213,16 @@ class Config(Section):
     """Trainings, one entry each."""
     encoders: list[EncoderConfig] = []
     """Encoders to embed with, evaluate and compare, one entry each."""
+    adapters: list[AdapterConfig] = []
+    """Cross-scale adapters of embeddings, one entry each."""
+    mixers: list[MixerConfig] = []
+    """Region mixers (MMA), one entry each."""
     evaluate: EvaluationConfig = EvaluationConfig()
     """Protocols."""
     evidence: EvidenceConfig = EvidenceConfig()
     """The evidence table: methods with several seeds each."""
+    biomarkers: BiomarkersConfig = BiomarkersConfig()
+    """Slide-level targets and the heads that predict them."""
 
     @model_validator(mode="after")
     def _caps_name_what_there_is(self) -> Config:
@@ -234,7 +244,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names(self) -> Config:
-        for what, names in (("runs", [run.name for run in self.runs]), ("encoders", [e.name for e in self.encoders])):
+        for what in ("runs", "encoders", "mixers"):
+            names = [entry.name for entry in getattr(self, what)]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
         runs = {run.name for run in self.runs}
@@ -246,6 +257,10 @@ class Config(Section):
         for group, members in self.evidence.groups.items():
             if unknown := sorted(set(members) - known):
                 raise ValueError(f"evidence.groups.{group} names {unknown}; encoders has {sorted(known)}")
+        check_adapters(self)
+        check_mixers(self)
+        check_biomarkers(self)
+        check_teachers(self)
         return self
 
     def run(self, name: str) -> RunConfig:
@@ -264,8 +279,16 @@ class Config(Section):
         """
         return _named("encoders", self.encoders, name)
 
+    def mixer(self, name: str) -> MixerConfig:
+        """The entry of `mixers:` with this name.
 
-Entry = TypeVar("Entry", RunConfig, EncoderConfig)
+        Raises:
+            MadError: there is none.
+        """
+        return _named("mixers", self.mixers, name)
+
+
+Entry = TypeVar("Entry", RunConfig, EncoderConfig, MixerConfig)
 
 
 def _named(what: str, entries: list[Entry], name: str) -> Entry:

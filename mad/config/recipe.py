@@ -17,6 +17,8 @@ VERSION = 1  # raised when the code changes what an unchanged configuration trai
 def freeze_recipe(config: Config, name: str) -> dict[str, Any]:
     """The recipe of run `name`: its entry without `runtime`, the tiles' side, the ladder and the seed.
 
+    That of a run with method `xmag` holds its teacher's entry of `encoders:` too; others have no `distill`.
+
     Returns:
         A dictionary of JSON values with sorted keys.
 
@@ -24,7 +26,8 @@ def freeze_recipe(config: Config, name: str) -> dict[str, Any]:
         MadError: `runs` has no such entry.
     """
     run = config.run(name)
-    entry = run.model_dump(mode="json", exclude={"runtime", "seed"})
+    left_out = {"runtime", "seed"} | ({"distill"} if run.distill is None else set())
+    entry = run.model_dump(mode="json", exclude=left_out)
     recipe = {
         "version": VERSION,
         "run": entry,
@@ -32,5 +35,7 @@ def freeze_recipe(config: Config, name: str) -> dict[str, Any]:
         "magnifications": [float(value) for value in config.tile.magnifications],
         "seed": config.seed if run.seed is None else run.seed,
     }
+    if run.distill is not None:
+        recipe["teacher"] = config.encoder(run.distill.teacher).model_dump(mode="json", exclude={"batch"})
     sorted_recipe: dict[str, Any] = json.loads(json.dumps(recipe, sort_keys=True))
     return sorted_recipe

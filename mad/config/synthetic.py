@@ -24,6 +24,9 @@ class SyntheticConfig(Section):
     """Seed of the whole cohort."""
     decoupled: bool = False
     """The null cohort: architecture and cells vary independently, so that no method may gain from alignment."""
+    targets: bool = False
+    """Whether slides also differ in what the columns `ordered_fibrils` (seen at 40x alone), `patchy_texture` (at 10x and
+    2.5x alone), `scales_agree` (in neither alone) and `fibril_score` (a number) tell. The classes of each overlap."""
     quality: int = Field(90, ge=1, le=100)
     """JPEG quality of the slides' tiles (4:4:4)."""
 

@@ -1,8 +1,7 @@
 """Configuration of training runs: one entry of `runs:` is one encoder.
 
 Defaults follow DINOv2 (Oquab et al. 2023, `vitg14.yaml`) where the MAD paper is silent. What a run *is* stands in
-`RunConfig`; what only concerns the machine (threads, checkpoints, logging) stands in `RuntimeConfig` and may change between
-a run and its resumption.
+`RunConfig`; what only concerns the machine stands in `mad.config.runtime`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mad.config.base import Section
+from mad.config.distill import DistillConfig, check_method, with_defaults
 from mad.config.presets import PresetName, resolve_preset
+from mad.config.runtime import RuntimeConfig
 from mad.config.views import PhotometricConfig, ViewsConfig
 from mad.config.weights import weights_file
 
@@ -79,55 +80,17 @@ class MaskConfig(Section):
         return self
 
 
-class RuntimeConfig(Section):
-    """What concerns the machine and never the trained weights' recipe."""
-
-    threads: int | None = Field(None, ge=1)
-    """CPU threads of a process; not given: those that the job was granted. Bit-equal resumption needs the same number."""
-    workers: int = Field(0, ge=0)
-    """Data-loading processes beside each training process; 0 loads in the training process."""
-    checkpoint_steps: int = Field(1000, ge=1)
-    """Steps between two checkpoints."""
-    checkpoint_minutes: float = Field(15.0, gt=0)
-    """A checkpoint is also written when the last one is this old."""
-    health_every: int = Field(500, ge=1)
-    """Steps between two health checks on the held-out set."""
-    health_samples: int = Field(256, ge=8)
-    """Parent–child pairs in the held-out set of the health checks."""
-    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """What many processes share. `ddp`: each holds all of both networks. `fsdp`: each holds a part of the weights, gradients,
-    moments and of the teacher, for networks that fill a GPU. `auto`: ddp. One process always holds everything."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Samples per forward pass of a process: its share of `batch` is accumulated over passes, for less memory. Teacher
-    targets are balanced over the whole step all the same; KoLeo sees only the samples of one pass over all processes. Not
-    given: the whole share at once."""
-    activation_checkpointing: bool = False
-    """Recompute the activations of each block in the backward pass: less memory for about a third more time."""
-    compile: bool = False
-    """Compile each block with torch.compile; equal up to rounding."""
-    attention: Literal["auto", "sdpa", "xformers"] = "auto"
-    """How the student's views of several sizes pass through a plain vision transformer. `sdpa`: size by size, with PyTorch's
-    attention. `xformers`: all tokens at once (DINOv2), which needs a CUDA GPU; views of one size pass as under `sdpa`. `auto`:
-    xformers where it works. Equal up to rounding."""
-    shard_url: str | None = None
-    """`loader: stream`: where the tars are instead of `results/shard/`. `{shard}` in it, or its end, becomes a tar's path there:
-    `https://host/bucket`, or a command, `pipe:aws s3 cp s3://bucket/{shard} -`, which the shell runs. The tables stay local, and
-    so do the tars that the health checks (and `head.standardise`) read."""
-    log_seconds: float = Field(10.0, ge=0)
-    """Seconds between two lines of progress."""
-    tensorboard: bool = False
-    """Write the figures of metrics.jsonl to `train/{run}/tensorboard/` too; needs the package tensorboard."""
-
-
 class RunConfig(Section):
     """One training."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
     """Folder under `results/train/`."""
-    method: Literal["mad", "mad_global", "dinov2"]
+    method: Literal["mad", "mad_global", "dinov2", "xmag"]
     """`mad`: teacher on the parent, student on its children (MAD paper, Table 1). `mad_global`: the student also sees the two
     views of the parent, masked where `ibot.weight` > 0, each of them against the teacher's other one. `dinov2`: multi-crop on
-    the same tiles."""
+    the same tiles. `xmag`: a frozen teacher on the children, the student on their parent (docs/xmag.md, with its defaults)."""
+    distill: DistillConfig | None = None
+    """`xmag`: the teacher, and what is learned from it."""
     preset: PresetName | None = Field(None, exclude=True)
     """Numbers of a published training for every key that this entry does not name: DINOv2's `vitl16_short.yaml` or
     `vitg14.yaml`, with the learning rate of this entry's `batch`. The recipe shows the numbers instead of the name."""
@@ -243,10 +206,11 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _write_out_preset(cls, value: Any) -> Any:
-        return resolve_preset(value) if isinstance(value, dict) else value
+        return with_defaults(resolve_preset(value)) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _is_consistent(self) -> RunConfig:
+        check_method(self)
         if any(weight < 0 for weight in self.mix.values()) or (self.mix and not sum(self.mix.values()) > 0):
             raise ValueError(f"mix: weights are not negative and not all zero; got {self.mix}")
         if self.warmup >= self.steps:

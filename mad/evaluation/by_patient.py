@@ -179,7 +179,7 @@ def consistency(coarse_iou: Any, fine_iou: Any) -> Floats:
         return np.where(coarse_iou > 0, 100 * fine_iou / coarse_iou, np.nan)
 
 
-def couple(weights: Floats, table: Floats, inside: bool) -> Floats:
+def couple(weights: Floats, table: Floats, inside: bool = True) -> Floats:
     """Sum of a [P, P] table: pairs of two patients weighed by both, pairs within a patient (`inside`) by that patient once."""
     across = table.copy()
     np.fill_diagonal(across, 0)

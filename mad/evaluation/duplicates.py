@@ -8,6 +8,7 @@ one legitimately and is no duplicate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -27,6 +28,15 @@ class Duplicates:
     """Tiles without structure that do, left where they are."""
     slides: list[str]
     """Pairs of slides (or a slide and itself, in two splits) with the number of shared digests, most first."""
+
+    def facts(self) -> dict[str, Any]:
+        """What every JSON says of it."""
+        return {
+            "tiles": self.num_tiles,
+            "excluded_from_test": len(self.excluded),
+            "uniform": self.num_uniform,
+            "slides": self.slides,
+        }
 
 
 def find_duplicates(tiles: pd.DataFrame) -> Duplicates:

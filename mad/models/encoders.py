@@ -192,11 +192,16 @@ def load_encoder(config: Config, name: str) -> Encoder:
         return OwnEncoder(target, entry, tile_px)
     if kind == "published":
         return _load_published(target, entry, tile_px)
+    if kind == "adapter":
+        raise MadError(
+            f"encoders: {name!r} ({entry.spec}) takes the embeddings of another encoder and each tile's magnification, no images; "
+            "run `mad embed`, then `mad evaluate` on the cohort"
+        )
     if kind in ("timm", "hf-hub", "hf_hub"):
         return TimmEncoder(_load_timm(target if kind == "timm" else f"hf-hub:{target}", entry, tile_px), entry, tile_px)
     raise MadError(
         f"encoders: {name!r} has spec {entry.spec!r}; known forms are run:NAME, random:NAME, colour, published:NAME, timm:MODEL, "
-        "hf-hub:OWNER/MODEL, local-dir:FOLDER and python:MODULE:FACTORY"
+        "hf-hub:OWNER/MODEL, local-dir:FOLDER, python:MODULE:FACTORY and adapter:NAME"
     )
 
 

@@ -103,10 +103,12 @@ def model_card(
     tiles: dict[str, int],
     length: str,
     licence: str | None = OWN_LICENCE,
+    teacher: str | None = None,
 ) -> str:
     """The model card of an exported encoder as Markdown with the front matter of the Hugging Face hub.
 
-    `licence` is that of the weights that training started from; None where it is unknown.
+    `licence` is that of the weights that training started from, and of the frozen `teacher`'s where it has one (in words); None
+    where it is unknown, or the two differ.
     """
     magnifications = recipe["magnifications"]
     scales = ", ".join(f"{value:g}x ({10 / value:g} um/px)" for value in magnifications)
@@ -119,6 +121,10 @@ def model_card(
     if run.init != "random":
         start += f" (licence of these weights: {licence or 'unknown'})"
         terms = "The licence of the weights that training started from governs this encoder too."
+    taught = ""
+    if teacher:
+        taught = f"- Frozen teacher: {teacher}\n"
+        terms = "The licences of the teacher and of the weights that training started from govern this encoder too."
     listed = "\n".join(f"- {loss}" for loss in losses)
     return f"""---
 license: {licence or "other"}
@@ -131,7 +137,7 @@ A tile encoder for histology, made by `mad`: {run.backbone.model}, embeddings of
 (pooling: {run.backbone.pooling}), {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters.
 
 - Method: `{run.method}`, {start}, {length}, {run.batch} samples per step
-- Magnifications: {scales}
+{taught}- Magnifications: {scales}
 - Tiles: {recipe["tile_px"]} x {recipe["tile_px"]} px at native resolution, never resized
 - Training data: {data}
 - Recipe: `{digest(recipe)}` (provenance.json)

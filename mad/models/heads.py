@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,7 +58,24 @@ class DinoHead(nn.Module):
             x = layer(x)
 
 
-class Network(nn.Module):
+class Trainee(nn.Module):
+    """What the loop knows of a network that it trains, whatever the method."""
+
+    backbone: nn.Module
+    mask_token: nn.Parameter | None
+
+    @property
+    def heads(self) -> Sequence[nn.Module]:
+        """Everything beside the backbone that has weights of its own."""
+        raise NotImplementedError
+
+    @property
+    def last_layers(self) -> list[nn.Parameter]:
+        """The parameters that wait for `freeze_last_layer`."""
+        return []
+
+
+class Network(Trainee):
     """Backbone and heads; the teacher is the moving average of the student's.
 
     `mask_token` [1, D] and `patch_head` (None: patches share `head`) are there for masked patches. `centre` [K] and
@@ -91,6 +110,11 @@ class Network(nn.Module):
     def heads(self) -> list[DinoHead]:
         """The image's head, and the patches' own where there is one."""
         return [self.head] + ([self.patch_head] if self.patch_head is not None else [])
+
+    @property
+    def last_layers(self) -> list[nn.Parameter]:
+        """The prototypes."""
+        return [head.prototypes for head in self.heads]
 
     def forward(
         self, images: list[Tensor], masks: Tensor | None = None, *, hide: bool = True

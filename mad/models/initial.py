@@ -1,12 +1,14 @@
-"""Where a run starts: the file of weights that `init` names, and the licence that those weights come with."""
+"""Where a run starts: the file of weights that `init` names, and the licences of what it builds on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import timm
 from torch import nn
 
+from mad.config.encoders import EncoderConfig
 from mad.config.training import RunConfig
 from mad.config.weights import WEIGHT_FILES
 from mad.files import MadError
@@ -42,3 +44,23 @@ def initial_licence(run: RunConfig, source: Source | None, model: nn.Module) -> 
         return source.licence
     cfg: Any = model.pretrained_cfg
     return cfg.get("license")
+
+
+def encoder_licence(entry: EncoderConfig, audit: dict[str, Any], results: Path) -> str | None:
+    """Licence of an encoder of the configuration, from the published list, its model card, or timm; None where it is unknown."""
+    kind, _, target = entry.spec.partition(":")
+    if kind == "random" or entry.spec == "colour":
+        return OWN_LICENCE
+    if kind in ("run", "local-dir"):
+        folder = results / "train" / target / "encoder" if kind == "run" else Path(target)
+        return card_licence(folder / "README.md")
+    if kind == "timm" and (cfg := timm.get_pretrained_cfg(target)):
+        return cfg.license
+    licence = audit.get("licence")
+    return None if licence is None else str(licence)
+
+
+def common_licence(*licences: str | None) -> str | None:
+    """The licence of all of them; None where they differ, or one is unknown."""
+    known = {None if licence is None else licence.lower() for licence in licences}
+    return known.pop() if len(known) == 1 else None

@@ -63,6 +63,10 @@ def _load(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise MadError(
+            f"{path}: {path.stat().st_size / 1e9:.2g} GB of weights do not fit into the memory; take a machine with more"
+        ) from None
     except Exception as error:  # whatever the unpickler makes of damaged bytes
         if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
             raise MadError(

@@ -128,7 +128,7 @@ def figure4(
                 axes[line][0].imshow(row["thumbnail"], extent=row["extent"], interpolation="antialiased")
             axes[line][0].set_ylabel(f"{row['slide_id']}\n{row['magnification']:g}x", fontsize=9.5)
             if row["mpp"]:
-                _scale_bar(axes[line][0], (left, right, bottom, top), row["mpp"])
+                scale_bar(axes[line][0], (left, right, bottom, top), row["mpp"])
             _paint(axes[line][1], row["truth"], "label", colours)
             for axis, encoder in zip(axes[line][2:], encoders, strict=True):
                 tiles = row["maps"].get(encoder)
@@ -268,7 +268,7 @@ def _say(axis: Any, text: str) -> None:
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color="#777777", fontsize=9)
 
 
-def _scale_bar(axis: Any, bounds: tuple[float, float, float, float], mpp: float) -> None:
+def scale_bar(axis: Any, bounds: tuple[float, float, float, float], mpp: float) -> None:
     """A bar of a round length, about a fifth of the width."""
     left, right, bottom, top = bounds
     wanted = (right - left) * mpp / 5

@@ -58,7 +58,7 @@ def health_table(names: list[str], summaries: dict[str, dict[str, Any]]) -> Tabl
         summaries: run -> content of train/{run}/summary.json, of which any field may lack, and `stale`.
     """
     measured = list(dict.fromkeys(key for name in names for key in (summaries.get(name, {}).get("health") or {})))
-    digits = {"pairs": 0}
+    digits = {"pairs": 0, "fields": 0}
     rows, notes = [], []
     for name in names:
         summary = summaries.get(name)

@@ -1,8 +1,8 @@
 """Stage `evaluate`: the papers' protocols on the embeddings of one encoder, one JSON per protocol.
 
-Reads cohort/, tile/, shard/ and embed/{encoder}/; writes evaluate/{encoder}/{protocol}.json (`PROTOCOLS`), pca.parquet (Figure 3),
-segmentation.parquet (Figure 4) and patients.npz (sums per test patient, from which `mad evidence` resamples). Tables and figures
-are drawn from these alone.
+Reads cohort/, tile/, shard/ and embed/{encoder}/; writes evaluate/{encoder}/{protocol}.json for each of
+`EvaluationConfig.protocols`, pca.parquet (Figure 3), segmentation.parquet (Figure 4) and patients.npz (sums per test patient,
+from which `mad evidence` resamples). Tables and figures are drawn from these alone.
 A protocol without data says `"status": "not applicable"` and why; a number that does not exist is null.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mad.config import Config
-from mad.config.evaluation import PROTOCOLS
 from mad.files import MadError, atomic_path, digest, read_json, read_parquet, sha256_file, write_json, write_parquet
 from mad.progress import log
 
@@ -42,12 +41,13 @@ def run(config: Config, encoder: str) -> None:
     from mad.evaluation.projection import projection
     from mad.evaluation.sites import evaluate_sites
     from mad.evaluation.transfer import evaluate_transfer
+    from mad.tiles.embeddings import read_audit
 
     results = Path(config.results)
     folder = results / "evaluate" / encoder
-    audit = _read_audit(results / "embed" / encoder)
+    audit = read_audit(results / "embed" / encoder)
     if audit.get("status") == "absent":
-        _write_absent(folder, encoder, audit, list(config.label.classes))
+        _write_absent(config, encoder, audit)
         return
     data = load(config, encoder)
     device = choose_device(config.evaluate.device)
@@ -87,6 +87,8 @@ def run(config: Config, encoder: str) -> None:
     save("magnification", lambda: evaluate_magnification(data, config.evaluate, seed=config.seed, device=device))
     save("sites", lambda: evaluate_sites(data, config.evaluate, seed=config.seed, device=device))
     save("segmentation", lambda: _segmentation(config, encoder, probes, folder / "segmentation.parquet", device))
+    if config.evaluate.reference:
+        save("noninferiority", lambda: _noninferiority(config, data, device))
     if not (folder / "pca.parquet").exists():
         write_parquet(folder / "pca.parquet", _no_coordinates())
     _write_sums(folder, sums)
@@ -107,27 +109,25 @@ def _tell_duplicates(encoder: str, data: Embedded) -> None:
         log(f"evaluate {encoder}: and {len(found.slides) - SHOWN} more pairs of slides")
 
 
-def _duplicates(data: Embedded) -> dict[str, Any] | None:
-    found = data.duplicates
-    if found is None:
-        return None
-    return {
-        "tiles": found.num_tiles,
-        "excluded_from_test": len(found.excluded),
-        "uniform": found.num_uniform,
-        "slides": found.slides,
-    }
+def _noninferiority(config: Config, data: Embedded, device: str) -> dict[str, Any]:
+    """An encoder against the reference that `evaluate.reference` names."""
+    from mad.evaluation.data import NotApplicableError
+    from mad.evaluation.noninferiority import evaluate_noninferiority
+    from mad.tiles.embeddings import read_audit
+
+    name = config.evaluate.reference or ""
+    audit = read_audit(Path(config.results) / "embed" / name)
+    if audit.get("status") == "absent":
+        raise NotApplicableError(f"the reference {name} is absent: {audit['reason']}")
+    told = {"reference_encoder": name, "reference_weights_sha256": audit.get("weights_sha256")}
+    found = evaluate_noninferiority(data, load(config, name), config.evaluate, seed=config.seed, device=device)
+    return told | found
 
 
-def _read_audit(folder: Path) -> dict[str, Any]:
-    if not (folder / "audit.json").exists():
-        raise MadError(f"{folder}: no finished embeddings; run `mad embed` for encoder {folder.name!r} first")
-    return read_json(folder / "audit.json")
-
-
-def _write_absent(folder: Path, encoder: str, audit: dict[str, Any], classes: list[str]) -> None:
+def _write_absent(config: Config, encoder: str, audit: dict[str, Any]) -> None:
     """Every file of an encoder whose weights could not be had, saying so."""
-    for protocol in PROTOCOLS:
+    folder, classes = Path(config.results) / "evaluate" / encoder, list(config.label.classes)
+    for protocol in config.evaluate.protocols:
         absent = {"encoder": encoder, "spec": audit["config"]["spec"], "protocol": protocol}
         write_json(folder / f"{protocol}.json", absent | {"status": "absent", "reason": audit["reason"]})
     write_parquet(folder / "pca.parquet", _no_coordinates())
@@ -144,31 +144,24 @@ def _write_sums(folder: Path, sums: dict[str, Any]) -> None:
 
 def load(config: Config, encoder: str) -> Embedded:
     """The embedded tiles of an encoder, joined with their labels and splits."""
-    import numpy as np
-
     from mad.evaluation.data import assemble
+    from mad.tiles.embeddings import read_audit, read_embeddings
 
     results = Path(config.results)
     embed = results / "embed" / encoder
-    _read_audit(embed)
+    read_audit(embed)
     slides = _read(results / "cohort" / "slides.parquet", "cohort")
 
     def per_slide() -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame, pd.DataFrame, NDArray]]:
         for slide in slides["slide_id"]:
             shard = results / "shard" / f"{slide}.parquet"
-            array = embed / f"{slide}.npy"
             if not shard.exists():
                 log(f"evaluate {encoder}: slide {slide} has no shards, left out")
                 continue
-            if not (embed / f"{slide}.json").exists():
-                raise MadError(f"{array}: not embedded whole; run `mad embed` for encoder {encoder!r} again")
             table = read_parquet(shard)
             if not len(table):
                 continue
-            rows = read_parquet(embed / f"{slide}.parquet", ["tile_id"])
-            features = np.load(array, mmap_mode="r", allow_pickle=False)
-            if features.ndim != 2 or len(features) != len(rows):
-                raise MadError(f"{array}: {features.shape} for {len(rows)} tiles; delete it and run `mad embed` again")
+            rows, features = read_embeddings(embed, slide)
             yield (
                 slide,
                 table,
@@ -201,7 +194,7 @@ def _common(config: Config, encoder: str, data: Embedded) -> dict[str, Any]:
         "split_by": data.split_by,
         "dim": int(data.features.shape[1]),
         "dropped": data.dropped,
-        "duplicates": _duplicates(data),
+        "duplicates": data.duplicates.facts() if data.duplicates else None,
         "sources": {
             "audit_sha256": sha256_file(audit),
             "weights_sha256": read_json(audit).get("weights_sha256"),
@@ -262,7 +255,11 @@ def _dense(
         split = None if pd.isna(split_of[slide]) else str(split_of[slide])
         tiles = tiles.assign(split=tile_splits(tiles, config.cohort, split))
         joined = rows.merge(tiles, on="tile_id", how="left", validate="one_to_one")
-        yield slide, joined, np.load(folder / f"{slide}.npy", mmap_mode="r", allow_pickle=False)
+        shown = joined["magnification"].isin(
+            config.evaluate.segmentation_magnifications
+        )  # an encoder of regions has more
+        features = np.load(folder / f"{slide}.npy", mmap_mode="r", allow_pickle=False)
+        yield slide, joined[shown].reset_index(drop=True), features[shown]
 
 
 def paint_nothing(classes: list[str]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mad.config import Config
-from mad.config.evaluation import PROTOCOLS
+from mad.config.evaluation import NONINFERIORITY, PROTOCOLS
 from mad.files import MadError, atomic_path, read_json, read_parquet
 from mad.progress import log
 from mad.reporting.from_json import Reports
@@ -34,6 +34,7 @@ def run(config: Config) -> None:
     """
     from mad.reporting.composition import table2
     from mad.reporting.map_table import map_table
+    from mad.reporting.noninferiority import noninferiority_table
     from mad.reporting.qc import health_table, slide_table, time_table
     from mad.reporting.quality import SHARD_COLUMNS, TILE_COLUMNS, slide_facts
     from mad.reporting.scale_tables import scale_table, site_table
@@ -69,9 +70,12 @@ def run(config: Config) -> None:
         health_table([run.name for run in config.runs], _summaries(config, names)),
         time_table(_benchmarks(results / "benchmarks")),
     ]  # fmt: skip
+    if config.evaluate.reference:
+        tables.append(noninferiority_table(encoders, reports))
     for table in tables:
         write_table(results / "report" / "tables", table)
     _curves(config)
+    _fields(config)
     _figure3(config, reports)
     _figure4(config, slides, facts, reports)
     log(f"report: {len(tables)} tables and 2 figures in {results / 'report'}")
@@ -82,7 +86,7 @@ def read_reports(results: Path, encoders: list[str]) -> Reports:
     return {
         encoder: {
             protocol: read_json(path)
-            for protocol in PROTOCOLS
+            for protocol in (*PROTOCOLS, NONINFERIORITY)
             if (path := results / "evaluate" / encoder / f"{protocol}.json").exists()
         }
         for encoder in encoders
@@ -149,7 +153,8 @@ def _benchmarks(folder: Path) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame(columns=["stage", "s"])
     jobs = pd.concat(parts, ignore_index=True)
-    order = {s: n for n, s in enumerate(("cohort", "tile", "sample", "shard", "train", "embed", "evaluate", "report"))}
+    stages = ("cohort", "tile", "sample", "shard", "train", "embed", "mix", "evaluate", "biomarkers", "report")
+    order = {stage: number for number, stage in enumerate(stages)}
     return jobs.sort_values("stage", key=lambda stages: stages.map(lambda stage: order.get(stage, -1)), kind="stable")
 
 
@@ -160,6 +165,21 @@ def _curves(config: Config) -> None:
         if curves.exists():
             with atomic_path(Path(config.results) / "report" / "figures" / f"curves_{entry.name}.png") as temporary:
                 shutil.copyfile(curves, temporary)
+
+
+def _fields(config: Config) -> None:
+    """Fields as a distillation aligns them, where a run distils: pairs of the kind that the first such run weighs most."""
+    from mad.reporting.fields import choose_fields, draw_fields
+    from mad.tiles.store import TileStore
+
+    weights = next((entry.mix for entry in config.runs if entry.distill), None)
+    if weights is None:
+        return
+    store = TileStore(config.results)
+    kinds = store.table.loc[store.table["role"] == "parent", "kind"].unique().tolist()
+    kind = max(kinds, key=lambda name: weights.get(name, 0.0), default="")
+    fields = [(name, *store.pair(name)) for name in choose_fields(store, kind)]
+    draw_fields(fields, kind, Path(config.results) / "report" / "figures" / "fields.png")
 
 
 def _figure3(config: Config, reports: Reports) -> None:
@@ -191,7 +211,7 @@ def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, An
     shown = list(dict.fromkeys(slide for table in painted.values() for slide in table["slide_id"]))
     rows = []
     for slide in shown:
-        thumbnail, extent = _thumbnail(str(path_of[slide]), config.tile.icc)
+        thumbnail, extent = read_thumbnail(str(path_of[slide]), config.tile.icc)
         for magnification in config.evaluate.segmentation_magnifications:
             maps = {}
             for encoder, table in painted.items():
@@ -249,7 +269,7 @@ def _qupath_origin(path: str) -> tuple[int, int]:
         return 0, 0
 
 
-def _thumbnail(path: str, icc: IccChoice) -> tuple[Any, list[float] | None]:
+def read_thumbnail(path: str, icc: IccChoice) -> tuple[Any, list[float] | None]:
     """A slide shrunk to at most THUMBNAIL_PX, and its extent [left, right, bottom, top] in level-0 px; None if unreadable."""
     from mad.slides.readers import open_slide
 

@@ -6,13 +6,13 @@ last, summary.json. Runs on one process, or on many under `torchrun` with the sa
 
 A run is known by its recipe, its data and the weights it starts from. The same run resumes; of another one the encoder,
 checkpoints and metrics are moved to `archive/` before the new run starts: trained weights are never overwritten. On SIGTERM
-the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own.
+the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own, the
+launcher of `mad.training.launch` does not.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +25,12 @@ from torch import nn
 from mad.config import Config
 from mad.config.recipe import freeze_recipe
 from mad.config.training import RunConfig
-from mad.files import MadError, digest, read_json, sha256_file, write_json, write_json_if_changed
+from mad.files import MadError, digest, sha256_file, write_json
+from mad.models.distill import DistillNetwork, check_cells
 from mad.models.encoders import weights_sha256
 from mad.models.export import export_encoder, model_card, read_provenance
-from mad.models.heads import Network
-from mad.models.initial import find_source, initial_licence
+from mad.models.heads import Trainee, build_network
+from mad.models.initial import common_licence, find_source, initial_licence
 from mad.models.masked import patch_grid
 from mad.models.precision import choose_dtype
 from mad.models.vit import build_backbone, local_crop_px, mean_std
@@ -39,18 +40,24 @@ from mad.slides.sheet import cohort_rows
 from mad.training import checkpoint, ranks, sharding
 from mad.training.curves import draw_curves
 from mad.training.data import TrainingSet
-from mad.training.health import HealthSet, choose_health_set, find_warnings, forward
-from mad.training.index import load_index
-from mad.training.loop import Interrupted, Run, build_networks, train
+from mad.training.distill import CrossMagnification
+from mad.training.distill_health import choose_field_set
+from mad.training.folder import finished_run, prepare_folder
+from mad.training.health import HealthSet, choose_health_set, forward
+from mad.training.index import Index, load_index
+from mad.training.loop import Run, build_networks, train
 from mad.training.loss_names import loss_names
+from mad.training.method import Method, SelfDistillation
 from mad.training.objective import Numerics
 from mad.training.optimiser import build_optimiser, describe_rates, lr_scales
+from mad.training.pairing import step_of
 from mad.training.parallel import check_runtime, num_passes, spread_note, spread_over
-from mad.training.records import METRICS, TENSORBOARD, read_metrics, require_tensorboard, trim_metrics
+from mad.training.process import EXIT_RETRY, Interrupted, granted_threads
+from mad.training.records import METRICS, read_metrics, require_tensorboard, trim_metrics
 from mad.training.stream import StreamSet
+from mad.training.teacher import Teacher, find_teacher
+from mad.training.watch import watch_of
 
-EXIT_RETRY = 75
-OWNED = ("encoder", "checkpoints", METRICS, TENSORBOARD, "curves.png", "summary.json", "identity.json")
 STANDARDISE_SAMPLES = 64  # pairs
 FINAL_SHARE = 0.1  # of the steps, over which the final loss is averaged
 
@@ -74,11 +81,6 @@ def run(config: Config, name: str) -> None:
             raise SystemExit(EXIT_RETRY) from None
 
 
-def granted_threads() -> int:
-    """Threads that this process may use: `OMP_NUM_THREADS`, else the CPUs it is bound to."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-
-
 def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any], device: torch.device) -> None:
     shards = Path(config.results) / "shard"
     slides = [row.slide_id for row in cohort_rows(config)]
@@ -88,7 +90,9 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     start = sha256_file(source.path) if source else None
     if entry.init == "timm":
         start = weights_sha256(build_backbone(entry.backbone, tile_px, pretrained=True))
+    frozen = find_teacher(config, entry.distill) if entry.distill else None
     identity = {"recipe_digest": digest(recipe), "data_digest": index.digest, "init_sha256": start}
+    identity |= {"teacher_sha256": frozen.sha256} if frozen else {}
     finished = finished_run(folder, identity)
     if finished:
         if ranks.rank() == 0:
@@ -104,23 +108,33 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
             log(f"{entry.name}: starts from {source.path} ({loaded})")
         return loaded
 
-    student, teacher = build_networks(entry, tile_px, seed, load)
+    def build(backbone: nn.Module, run: RunConfig) -> Trainee:
+        return (
+            DistillNetwork(backbone, run.distill, frozen.dim)
+            if frozen and run.distill
+            else build_network(backbone, run)
+        )
+
+    student, teacher = build_networks(entry, tile_px, seed, load, build)
     check_runtime(entry, student.backbone, ranks.world_size())
     lr_scales(student, entry)  # as the line above: whatever cannot be trained fails before an earlier run is moved away
     sharded = sharding.is_wanted(entry)
     grid = patch_grid(student.backbone, tile_px) if entry.ibot.weight else None
     local_px = entry.views.local_px or local_crop_px(student.backbone, tile_px)
-    samples_of = StreamSet if entry.loader == "stream" else TrainingSet
-    data = samples_of(index, entry, tile_px, local_px, seed, grid)
-    health = choose_health_set({"val": splits["val"], "train": index}, tile_px, entry.runtime.health_samples)
-    health = replace(health, labels=tile_labels(Path(config.results) / "tile", health.tiles))
+    if entry.loader == "stream":
+        data: TrainingSet = StreamSet(index, entry, tile_px, local_px, seed, grid)
+    else:
+        data = TrainingSet(index, entry, tile_px, local_px, seed, grid, frozen.features(index) if frozen else None)
+    if entry.distill and entry.distill.local_weight:
+        check_cells(student.backbone, [step_of(kind) for kind in data.weights], tile_px, entry.name)
+    numerics = Numerics(*mean_std(student.backbone), device, _agreed_dtype(entry, device))
+    method = choose_method(config, entry, numerics, {"val": splits["val"], "train": index}, frozen)
     first = choose_health_set({"train": index}, tile_px, STANDARDISE_SAMPLES) if entry.head.standardise else None
     ranks.barrier()  # every process has what it needs: only now is an earlier run moved away
     with ranks.together(device):
         if ranks.rank() == 0:
             prepare_folder(folder, identity, recipe)
 
-    numerics = Numerics(*mean_std(student.backbone), device, choose_dtype(entry.precision, device))
     precision = str(numerics.dtype).removeprefix("torch.")
     student.to(device)
     teacher.to(device)
@@ -146,7 +160,7 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     with ranks.together(device):
         if ranks.rank() == 0:
             _announce(data, state, numerics, len(trim_metrics(folder / METRICS, state.step)))
-    train(state, data, health, numerics, folder)
+    train(state, data, method, folder)
     encoder = teacher.backbone
     weights = sharding.gather_state(encoder.state_dict()) if sharded else None
     with ranks.together(device):
@@ -157,19 +171,31 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
             if weights:
                 encoder = build_backbone(entry.backbone, tile_px)
                 encoder.load_state_dict(weights)
-            card = model_card(
-                entry, recipe, encoder, f"`{entry.name}`", losses, samples, tiles, f"{entry.steps} steps", licence
-            )
+            length, told = f"{entry.steps} steps", str(frozen) if frozen else None
+            licence = common_licence(licence, frozen.licence) if frozen else licence
+            card = model_card(entry, recipe, encoder, f"`{entry.name}`", losses, samples, tiles, length, licence, told)
             provenance = {
                 **identity, "recipe": recipe, "steps": state.step, "seconds": round(state.seconds, 1), "losses": losses,
-                "samples": samples, "tiles": tiles, "health_split": health.source,
-                "health_kind": health.kind, "device": str(device), "precision": precision,
+                "samples": samples, "tiles": tiles, "health_split": method.health.source,
+                "health_kind": method.health.kind, "device": str(device), "precision": precision,
                 "world_size": ranks.world_size(), "threads": torch.get_num_threads(),
             }  # fmt: skip
             export_encoder(
                 encoder, folder / "encoder", image_px=tile_px, card=card, provenance=provenance, licence=licence
             )
             _summarise(folder, entry, recipe, identity, read_provenance(folder / "encoder") or {})
+
+
+def choose_method(
+    config: Config, entry: RunConfig, numerics: Numerics, indexes: dict[str, Index], frozen: Teacher | None
+) -> Method:
+    """The method of a run with its held-out set, from the first split of `indexes` that has pairs."""
+    tile_px, results = config.tile.tile_px, Path(config.results)
+    if entry.distill is None or frozen is None:
+        health = choose_health_set(indexes, tile_px, entry.runtime.health_samples)
+        return SelfDistillation(entry, numerics, replace(health, labels=tile_labels(results / "tile", health.tiles)))
+    fields = choose_field_set(indexes, entry, entry.distill, tile_px, frozen)
+    return CrossMagnification(entry, entry.distill, numerics, fields, frozen)
 
 
 def tile_labels(folder: Path, tiles: Sequence[tuple[str, str]]) -> list[str | None]:
@@ -184,25 +210,17 @@ def tile_labels(folder: Path, tiles: Sequence[tuple[str, str]]) -> list[str | No
     return [known.get(tile) for _, tile in tiles]
 
 
-def finished_run(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The provenance of the encoder in `folder` where this very run has made it, otherwise None."""
-    provenance = read_provenance(folder / "encoder")
-    known = folder / "identity.json"
-    if not provenance or not known.exists() or not _same_run(read_json(known), identity):
-        return None
-    return provenance if all(provenance.get(key) == value for key, value in identity.items()) else None
-
-
-def _same_run(former: dict[str, Any] | None, identity: dict[str, Any]) -> bool:
-    """Whether the content of identity.json, which holds the recipe too, is of the run with this identity."""
-    return former is not None and {key: former.get(key) for key in identity} == identity
-
-
-def standardise_head(student: Network, teacher: Network, data: HealthSet, numerics: Numerics) -> None:
+def standardise_head(student: Any, teacher: Any, data: HealthSet, numerics: Numerics) -> None:
     """Data-dependent initialisation of the head on unaugmented tiles, the same for every method; the teacher follows."""
     embeddings, _ = forward(teacher, data, numerics)
     student.head.standardise(embeddings.to(numerics.device))
     teacher.load_state_dict(student.state_dict())
+
+
+def _agreed_dtype(entry: RunConfig, device: torch.device) -> torch.dtype:
+    """The type of forward passes on all processes: `auto` may find them on machines of which not all are good at bf16."""
+    dtype = choose_dtype(entry.precision, device)
+    return torch.float32 if ranks.any_of([dtype == torch.float32], device)[0] else dtype
 
 
 def _announce(data: TrainingSet, state: Run, numerics: Numerics, known: int) -> None:
@@ -223,31 +241,6 @@ def _announce(data: TrainingSet, state: Run, numerics: Numerics, known: int) -> 
         log(f"{run.name}: resumes at step {state.step} ({known} steps recorded)")
 
 
-def prepare_folder(folder: Path, identity: dict[str, Any], recipe: dict[str, Any]) -> None:
-    """Make `folder` that of this run: what another recipe or other data left is moved to `archive/`, never overwritten."""
-    checkpoint.remove_leftovers(folder / "checkpoints")
-    known, present = folder / "identity.json", {**identity, "recipe": recipe}
-    former = read_json(known) if known.exists() else None
-    if not _same_run(former, identity) and any((folder / name).exists() for name in OWNED):
-        tag = f"{former['recipe_digest']}-{former['data_digest']}" if former else "unknown"
-        target, number = folder / "archive" / tag, 1
-        while target.exists():
-            number += 1
-            target = folder / "archive" / f"{tag}-{number}"
-        target.mkdir(parents=True)
-        for name in OWNED:
-            if (folder / name).exists():
-                (folder / name).rename(target / name)
-        told = present if former and "recipe" in former else identity
-        changed = checkpoint.differences(former, told) if former else ["identity.json is missing"]
-        log(
-            f"{folder.name}: an earlier run differs in {'; '.join(changed)}; it was moved to {target}, training starts anew"
-        )
-    write_json_if_changed(known, present)
-    write_json_if_changed(folder / "recipe.json", recipe)
-    (folder / "checkpoints").mkdir(exist_ok=True)
-
-
 def _summarise(
     folder: Path, entry: RunConfig, recipe: dict[str, Any], identity: dict[str, Any], provenance: dict[str, Any]
 ) -> None:
@@ -257,13 +250,14 @@ def _summarise(
         raise MadError(
             f"{folder / 'metrics.jsonl'}: no records beside a finished encoder; remove {folder / 'encoder'} to retrain"
         )
-    draw_curves(records, entry.head.prototypes, f"{entry.name} ({entry.method})", folder / "curves.png")
+    watch = watch_of(entry)
+    draw_curves(records, watch, f"{entry.name} ({entry.method})", folder / "curves.png")
     last = records[-max(1, round(FINAL_SHARE * entry.steps)) :]
-    loss = math.fsum(record["dino"] for record in last) / len(last)
+    loss = math.fsum(record[watch.loss] for record in last) / len(last)
     kinds = sorted({record["kinds"] for record in last})
-    by_kind = {kind: [record["dino"] for record in last if record["kinds"] == kind] for kind in kinds}
+    by_kind = {kind: [record[watch.loss] for record in last if record["kinds"] == kind] for kind in kinds}
     health: dict[str, float | None] = next((record["health"] for record in reversed(records) if "health" in record), {})
-    named = find_warnings(loss, entry.head.prototypes, health)
+    named = watch.warn(loss, health)
     warnings = [f"{warning}: {text}" for warning, text in named.items()]
     for warning in warnings:
         log(f"{entry.name}: WARNING: {warning}")
@@ -274,9 +268,10 @@ def _summarise(
         {
             **{key: value for key, value in provenance.items() if key != "recipe"},
             **identity,
-            "name": entry.name, "method": entry.method, "final_loss": loss, "ln_k": math.log(entry.head.prototypes),
-            "first_loss": records[0]["dino"], "images_per_s_median": rates[len(rates) // 2], "data_wait_share": round(waited, 3),
-            "health": health, "final_loss_by_views": {kind: math.fsum(found) / len(found) for kind, found in by_kind.items()},
+            "name": entry.name, "method": entry.method, "final_loss": loss, **watch.facts,
+            "first_loss": records[0][watch.loss], "images_per_s_median": rates[len(rates) // 2],
+            "data_wait_share": round(waited, 3), "health": health,
+            "final_loss_by_views": {kind: math.fsum(found) / len(found) for kind, found in by_kind.items()},
             "collapsed": any("collapse" in warning for warning in named), "warnings": warnings, "tile_px": recipe["tile_px"],
         },
     )  # fmt: skip

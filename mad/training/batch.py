@@ -24,8 +24,10 @@ _unused: dict[tuple[Any, ...], list[npt.NDArray[Any]]] = defaultdict(list)
 class Group:
     """Views of one kind in a batch, uint8: teacher [B, T, P, P, 3], student [B, S, P, P, 3] or None, local [B, L, p, p, 3].
 
-    `kind`: "pair" (the student sees children alone), "global_pair" (the teacher's views of the parent too) or "multicrop".
-    `masks` [B, T, N] are those of the teacher's views where the student sees them too.
+    `kind`: "pair" (the student sees children alone), "global_pair" (the teacher's views of the parent too), "multicrop", or for
+    distillation that of the sample ("5x-20x"; the student sees the parent, the frozen teacher its children, row by row).
+    `masks` [B, T, N] are those of the teacher's views where the student sees them too; `features` [B, K, D] fp32 are stored
+    embeddings in place of the frozen teacher's views.
     """
 
     kind: str
@@ -33,6 +35,7 @@ class Group:
     student: Tensor | None
     local: Tensor
     masks: Tensor | None = None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,13 @@ class _Pile:
 
     def __init__(self, first: views.Views, room: int) -> None:
         self.size, self._room = 0, room
-        self._parts = [_space(part, room) for part in (first.teacher, first.student, first.local, first.masks)]
+        self._parts = [_space(part, room) for part in _parts(first)]
 
     def add(self, view: views.Views) -> None:
         if self.size == self._room:
             self._room *= 2
             self._parts = [None if space is None else _larger(space, self._room) for space in self._parts]
-        for space, part in zip(self._parts, (view.teacher, view.student, view.local, view.masks), strict=True):
+        for space, part in zip(self._parts, _parts(view), strict=True):
             if space is not None and part is not None:
                 for place, image in enumerate(part):
                     space[self.size, place] = image
@@ -63,6 +66,11 @@ class _Pile:
     def group(self, kind: str) -> Group:
         parts = [None if space is None else _lend(space, self.size) for space in self._parts]
         return Group(kind, *parts)  # type: ignore[arg-type]
+
+
+def _parts(view: views.Views) -> tuple[Sequence[npt.NDArray[Any]] | npt.NDArray[Any] | None, ...]:
+    """In the order of a group's tensors."""
+    return view.teacher, view.student, view.local, view.masks, view.features
 
 
 def _space(part: Sequence[npt.NDArray[Any]] | npt.NDArray[Any] | None, room: int) -> npt.NDArray[Any] | None:

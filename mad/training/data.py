@@ -22,6 +22,7 @@ from mad.files import MadError
 from mad.progress import log
 from mad.training import ranks
 from mad.training.batch import Batch, collate, samples_per_process
+from mad.training.features import Features
 from mad.training.index import Index, TileReader
 from mad.training.masking import Masking
 from mad.training.order import SampleOrder, mixing_weights
@@ -48,25 +49,38 @@ class TrainingSet(Dataset[list[Views]]):
         local_px: int,
         seed: int,
         grid: tuple[int, int] | None = None,
+        features: Features | None = None,
     ) -> None:
-        """`grid`: rows and columns of patches of a tile, where patches are masked."""
+        """
+        Args:
+            grid: rows and columns of patches of a tile, where patches are masked.
+            features: stored embeddings of a frozen teacher, by row of `index`; None where there is none, or it embeds anew.
+        """
         self.index, self.run, self.seed = index, run, seed
-        self.maker = ViewMaker(run, local_px, Masking(grid, run.ibot, run.batch, seed) if grid else None)
+        self.maker = ViewMaker(run, local_px, Masking(grid, run.ibot, run.batch, seed) if grid else None, features)
         self.reader: Reader[Any] = TileReader(index, tile_px)
         self.pairing = Pairing(index, run)
-        counts = self.pairing.counts() | ({STANDALONE: len(index.standalone)} if len(index.standalone) else {})
+        alone = {STANDALONE: len(index.standalone)} if len(index.standalone) and run.distill is None else {}
+        counts = self.pairing.counts() | alone
         known = counts if run.mix else {kind: count for kind, count in counts.items() if not is_triple(kind)}
         self.weights = mixing_weights(known, run.mix)
         usable = {kind: self.pairing.usable.get(kind, index.standalone) for kind in self.weights}
         self.counts = {kind: len(places) for kind, places in usable.items()}
         self.skipped = {kind: counts[kind] - count for kind, count in self.counts.items() if counts[kind] > count}
         if empty := [kind for kind, count in self.counts.items() if not count]:
+            kinds = ", ".join(map(repr, empty))
             raise MadError(
-                f"runs.{run.name}.pairs: shuffled: no slide has two parents of kind {', '.join(map(repr, empty))}; take it off "
-                "the run's `mix`"
+                f"runs.{run.name}: no pair of kind {kinds} has all of its children; look at the tables of `shard`"
+                if run.distill
+                else f"runs.{run.name}.pairs: shuffled: no slide has two parents of kind {kinds}; take it off the run's `mix`"
             )
         if self.skipped and ranks.rank() == 0:
-            log(f"{run.name}: shuffled pairs leave out parents that are alone in their slide: {self.skipped}")
+            what = (
+                "without pairs that lack a child"
+                if run.distill
+                else "shuffled pairs leave out parents alone in their slide"
+            )
+            log(f"{run.name}: {what}: {self.skipped}")
         self.order = SampleOrder(self.counts, self.weights, run.batch, run.steps, run.mix_mode, seed)
 
     def begin(self, step: int, rank: int) -> None:

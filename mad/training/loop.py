@@ -1,4 +1,4 @@
-"""The training loop, the same for every method: views in, loss, checks, optimiser, moving-average teacher, records.
+"""The training loop, the same for every method: views in, loss, checks, optimiser, moving average, records.
 
 Reads top to bottom: `train` is the loop, the functions above it are its parts. Bit-equal resumption on the CPU rests on
 three things: sample n is a pure function of (seed, n), torch is seeded by (seed, step, rank) at every step, and a
@@ -7,12 +7,11 @@ checkpoint holds student, teacher and optimiser exactly.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.models.depthwise import depthwise_in_fp32
-from mad.models.heads import Network, build_network
+from mad.models.heads import Trainee, build_network
 from mad.models.masked import drop_paths
 from mad.models.vit import build_backbone
 from mad.models.weights import Loaded
@@ -29,17 +28,14 @@ from mad.progress import log
 from mad.training import checkpoint, parallel, ranks, sharding
 from mad.training.batch import Batch
 from mad.training.data import TrainingSet, batches
-from mad.training.health import HealthSet, check_health
 from mad.training.memory import announce_memory, memory_errors
-from mad.training.objective import Numerics, StepLoss, Targets, num_views, step_loss, teach
+from mad.training.method import Losses, Method
+from mad.training.objective import num_views
 from mad.training.optimiser import BackboneFreeze, set_schedules
+from mad.training.process import Interrupted, Stop
 from mad.training.records import Records
-from mad.training.schedule import cosine, linear
+from mad.training.schedule import cosine
 from mad.training.ssl import ema_update
-
-
-class Interrupted(Exception):  # noqa: N818  a request, not an error
-    """The run was asked to stop (SIGTERM) and has saved a checkpoint of the step that it names."""
 
 
 @dataclass
@@ -50,8 +46,8 @@ class Run:
     regulariser is computed.
     """
 
-    student: Network
-    teacher: Network
+    student: Trainee
+    teacher: Trainee
     optimiser: torch.optim.Optimizer
     identity: dict[str, Any]
     precision: str
@@ -89,19 +85,34 @@ class Run:
             )
 
 
+Built = TypeVar("Built", bound=Trainee)
+
+
 def build_networks(
-    run: RunConfig, tile_px: int, seed: int, load: Callable[[nn.Module], Loaded | None] | None = None
-) -> tuple[Network, Network]:
-    """Student and teacher, equal at the start. `load` replaces the random weights of the backbone (`init: run:NAME`)."""
+    run: RunConfig,
+    tile_px: int,
+    seed: int,
+    load: Callable[[nn.Module], Loaded | None] | None = None,
+    build: Callable[[nn.Module, RunConfig], Built] = build_network,  # type: ignore[assignment]
+) -> tuple[Built, Built]:
+    """Student and its moving average, the teacher, equal at the start.
+
+    Args:
+        run: for the backbone and its start.
+        tile_px: side of the images.
+        seed: of the random weights.
+        load: replaces those of the backbone (`init: run:NAME`).
+        build: the method's network on a backbone.
+    """
     torch.manual_seed(seed)
     backbone = build_backbone(run.backbone, tile_px, pretrained=run.init == "timm")
     loaded = None if load is None else load(backbone)
     torch.manual_seed(seed + 1)
-    student = build_network(backbone, run)
+    student = build(backbone, run)
     if student.mask_token is not None and loaded is not None and loaded.mask_token is not None:
         with torch.no_grad():
             student.mask_token.copy_(loaded.mask_token)
-    teacher = build_network(build_backbone(run.backbone, tile_px), run)
+    teacher = build(build_backbone(run.backbone, tile_px), run)
     teacher.load_state_dict(student.state_dict())
     if run.drop_path:
         drop_paths(student.backbone, run.drop_path, run.backbone.model)
@@ -133,10 +144,10 @@ def check_finite(value: Tensor, what: str, step: int, tiles: list[str]) -> float
 
 
 def optimise(model: nn.Module, state: Run, run: RunConfig, tiles: list[str]) -> float:
-    """Clip, AdamW, and the teacher's moving average; returns the norm of the accumulated gradient before clipping."""
+    """Clip, AdamW, and the moving average; returns the norm of the accumulated gradient before clipping."""
     if state.step < run.freeze_last_layer:
-        for head in state.student.heads:
-            head.prototypes.grad = None
+        for prototypes in state.student.last_layers:
+            prototypes.grad = None
     norm = sharding.whole(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
     clip_grads_with_norm_(model.parameters(), run.clip, norm)
     grad_norm = check_finite(norm, "the norm of the gradient", state.step, tiles)
@@ -150,24 +161,9 @@ def optimise(model: nn.Module, state: Run, run: RunConfig, tiles: list[str]) -> 
     return grad_norm
 
 
-class Stop:
-    """Set by SIGTERM, of which processes tell each other between steps."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._previous = signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-
-    def release(self) -> None:
-        """Give the signal back to its former handler."""
-        signal.signal(signal.SIGTERM, self._previous)
-
-
 @dataclass
 class Passes:
-    """What the forward passes of a step gave: mean losses by name of `StepLoss`, tiles, kinds, images, seconds of waiting."""
+    """What the forward passes of a step gave: mean losses by name, tiles, kinds, images, seconds of waiting."""
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     tiles: list[str] = field(default_factory=list)
@@ -181,8 +177,8 @@ def accumulate(
     state: Run,
     loader: Iterator[Batch],
     passes: int,
-    teach_all: Callable[[list[Batch]], list[Targets]],
-    loss_of: Callable[[nn.Module, Batch, Targets | None], StepLoss],
+    teach_all: Callable[[list[Batch]], list[Any]],
+    loss_of: Callable[[nn.Module, Batch, Any], Losses],
 ) -> Passes:
     """Leave the gradient of the mean loss over `passes` forward passes in the student.
 
@@ -193,7 +189,7 @@ def accumulate(
     with ranks.together(next(model.parameters()).device):
         step = [next(loader) for _ in range(passes)]
     seen = Passes(waited_s=time.monotonic() - begin)
-    targets: list[Targets] | list[None] = teach_all(step) if passes > 1 else [None]
+    targets: list[Any] = teach_all(step) if passes > 1 else [None]
     for number, (batch, taught) in enumerate(zip(step, targets, strict=True)):
         seen.tiles += batch.tiles
         seen.kinds |= {group.kind for group in batch.groups}
@@ -202,12 +198,12 @@ def accumulate(
             loss = loss_of(model, batch, taught)
             check_finite(loss.total, "the loss", state.step, batch.tiles)
             (loss.total / passes).backward()
-        for part in fields(loss):
+        for part in fields(loss):  # type: ignore[arg-type]
             seen.losses[part.name] = seen.losses.get(part.name, 0.0) + getattr(loss, part.name).detach() / passes
     return seen
 
 
-def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, folder: Path) -> None:
+def train(state: Run, data: TrainingSet, method: Method, folder: Path) -> None:
     """Run from `state.step` to the last step, writing `folder`/metrics.jsonl and `folder`/checkpoints.
 
     Raises:
@@ -216,24 +212,26 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
         StorageError: the disk is full; the checkpoints saved so far are whole.
     """
     run, chief, world = data.run, ranks.rank() == 0, ranks.world_size()
-    passes, checkpoints = parallel.num_passes(run, world), folder / "checkpoints"
+    passes, checkpoints, device = parallel.num_passes(run, world), folder / "checkpoints", method.numerics.device
     taking_part = chief or sharding.is_sharded(state.student)  # in what needs whole networks
     freeze = BackboneFreeze(state.student, run.freeze_backbone)
     if run.runtime.activation_checkpointing:
         parallel.checkpoint_activations(state.student.backbone)
 
-    def teach_all(step: list[Batch]) -> list[Targets]:
-        return teach(state.student, state.teacher, step, run, numerics, teacher_temp(run, state.step))
+    def teach_all(step: list[Batch]) -> list[Any]:
+        return method.teach(state.student, state.teacher, step, state.step)
 
-    def loss_of(network: nn.Module, batch: Batch, targets: Targets | None = None) -> StepLoss:
-        return step_loss(network, state.teacher, batch, run, numerics, teacher_temp(run, state.step), targets)
+    def loss_of(network: nn.Module, batch: Batch, targets: Any = None) -> Losses:
+        return method.loss(network, state.teacher, batch, state.step, targets)
 
     stop, model = Stop(), None
     started = saved_at = time.monotonic()
     earlier, first = state.seconds, state.step
-    records = Records(run, folder, first, numerics.device) if chief else None
+    records: Records | None = None
     try:
-        with memory_errors(run, numerics.device):
+        with ranks.together(device):
+            records = Records(run, folder, first, device) if chief else None
+        with memory_errors(run, device):
             if first < run.steps:
                 announce_memory(
                     state.student, state.teacher, data, lambda part: loss_of(state.student, part).total, passes
@@ -247,7 +245,7 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
                 if freeze.apply(state.step) or model is None:
                     model = parallel.replicate(state.student)
                 torch.manual_seed(hash((data.seed, state.step, ranks.rank())) % 2**63)
-                lr, temp = set_schedules(state.optimiser, run, state.step), teacher_temp(run, state.step)
+                lr = set_schedules(state.optimiser, run, state.step)
                 seen = accumulate(model, state, loader, passes, teach_all, loss_of)
                 grad_norm = optimise(model, state, run, seen.tiles)
                 means = ranks.all_sum(torch.stack(list(seen.losses.values()))) / world
@@ -255,12 +253,12 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
                 state.step += 1
                 state.seconds = earlier + now - started
                 late = now - saved_at >= 60 * run.runtime.checkpoint_minutes
-                done, (stopping, due) = state.step == run.steps, ranks.any_of([stop.asked, late], numerics.device)
+                done, (stopping, due) = state.step == run.steps, ranks.any_of([stop.asked, late], device)
                 due = due or done or stopping or state.step % run.runtime.checkpoint_steps == 0
-                with ranks.together(numerics.device):  # the checkpoint is whole before anyone leaves
+                with ranks.together(device):  # the checkpoint is whole before anyone leaves
                     figures = None
                     if taking_part and (done or state.step % run.runtime.health_every == 0):
-                        figures = check_health(state.student, state.teacher, health, numerics, run.student_temp, temp)
+                        figures = method.check(state.student, state.teacher, state.step - 1)
                     saved = state.state() if taking_part and due else {}
                     if records:
                         records.add(
@@ -282,8 +280,3 @@ def train(state: Run, data: TrainingSet, health: HealthSet, numerics: Numerics, 
         if records:
             records.close()
     ranks.barrier()
-
-
-def teacher_temp(run: RunConfig, step: int) -> float:
-    """Temperature of the teacher's targets at `step`."""
-    return linear(step, run.teacher_temp_warmup, run.teacher_temp_start, run.teacher_temp)

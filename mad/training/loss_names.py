@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from mad.config.training import STANDALONE, RunConfig
+from mad.training.distill import describe
 from mad.training.objective import PARENT_VIEWS
 
 
 def loss_names(run: RunConfig, kinds: list[str]) -> list[str]:
     """The losses of a run in words, for its model card."""
+    if run.distill is not None:
+        return describe(run.distill, kinds)
     crops, ibot = run.views, run.ibot
     targets = {"sinkhorn": "Sinkhorn-Knopp targets", "ema": f"targets centred by EMA {run.centre_momentum:g}"}[
         run.centring

@@ -109,7 +109,12 @@ def _num_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def target_bytes(run: RunConfig, batches: list[list[Batch]], samples: int) -> int:
-    """Bytes of the teacher's targets of `samples` samples, of views and masked patches; `batches` as for `estimate_memory`."""
+    """Bytes of the teacher's targets of `samples` samples, of views and masked patches; `batches` as for `estimate_memory`.
+
+    0 where each pass has targets of its own.
+    """
+    if run.distill is not None:
+        return 0
     share = run.ibot.probability * sum(run.ibot.ratio) / 2
     prototypes = run.head.prototypes, run.ibot.prototypes or run.head.prototypes
     found = []

@@ -90,7 +90,7 @@ def present(group: Group) -> Presented:
     if group.student is None:
         return Presented(group.teacher, multicrop_terms(teacher_views, local_views), teacher_views, group.masks)
     children = group.student.shape[1]
-    if group.kind == "pair":
+    if group.kind != "global_pair":
         masks = None if group.masks is None else group.masks.new_zeros(count, children, group.masks.shape[-1])
         return Presented(group.student, pair_terms(children, teacher_views), 0, masks)
     masks = None if group.masks is None else F.pad(group.masks, (0, 0, children, 0))

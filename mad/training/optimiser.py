@@ -15,7 +15,7 @@ from torch import nn
 
 from mad.config.training import RunConfig
 from mad.files import MadError
-from mad.models.heads import Network
+from mad.models.heads import Trainee
 from mad.training.schedule import cosine, ramp, warmup_cosine
 
 FINAL_NORM = "fc_norm"
@@ -112,7 +112,7 @@ def describe_rates(optimiser: torch.optim.Optimizer, run: RunConfig) -> str:
 class BackboneFreeze:
     """Holds the backbone still for the first `freeze_backbone` steps: no gradients, no dropped paths, no running statistics."""
 
-    def __init__(self, student: Network, steps: int) -> None:
+    def __init__(self, student: Trainee, steps: int) -> None:
         self._backbone, self._steps = student.backbone, steps
         self._trained = [p for name, p in student.named_parameters() if of_encoder(name) and p.requires_grad]
         self._frozen = False

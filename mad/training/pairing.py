@@ -4,7 +4,8 @@ A kind "2.5x-10x" shows a parent and `children` of its 16. A kind "2.5x-10x-40x"
 `children` at 10x, drawn from those of its children that are parents themselves, and for each one of its own 40x children: the
 teacher sees the 2.5x parent alone, the student as many views as in a pair, and every one of them answers to the parent.
 
-With `pairs: shuffled` the children are drawn in the same way under another parent of the same slide, kind and split.
+With `pairs: shuffled` the children are drawn in the same way under another parent of the same slide, kind and split. Under method
+`xmag` a sample shows a parent and all of its children, row by row: nothing is drawn, and pairs that lack a child are left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mad.config.training import RunConfig, is_triple
+from mad.training.fields import is_whole
 from mad.training.index import Index, Pairs, Triples
 
 Places = npt.NDArray[np.int64]
@@ -21,12 +23,12 @@ Places = npt.NDArray[np.int64]
 class Pairing:
     """Draws tiles by the place of a sample in its kind; all randomness comes from the generator that `draw` is given.
 
-    `usable` holds the places per kind that can be drawn at all: under `shuffled` those whose slide has another parent. Kinds
-    without samples are left out.
+    `usable` holds the places per kind that can be drawn at all: under `shuffled` those whose slide has another parent, under
+    `xmag` those with all children. Kinds without samples are left out.
     """
 
     def __init__(self, index: Index, run: RunConfig) -> None:
-        self.children, self.shuffled = run.children, run.pairs == "shuffled"
+        self.children, self.shuffled, self.whole = run.children, run.pairs == "shuffled", run.distill is not None
         self._pairs = index.pairs
         self._families: dict[str, Pairs | Triples] = dict(index.pairs)
         for kind in filter(is_triple, run.mix):
@@ -39,6 +41,10 @@ class Pairing:
             kind: np.array([n for n, near in enumerate(lists) if not self.shuffled or len(near) > 1], dtype=np.int64)
             for kind, lists in self._neighbours.items()
         }
+        if self.whole:
+            self.usable = {
+                kind: np.flatnonzero(is_whole(index.pairs[kind].children, step_of(kind))) for kind in self.usable
+            }
 
     def counts(self) -> dict[str, int]:
         """Samples per kind, whether they can be drawn or not."""
@@ -50,6 +56,8 @@ class Pairing:
         It is the first draw of every method: equal generators give equal tiles.
         """
         family = self._families[kind]
+        if self.whole:
+            return int(family.parents[place]), family.children[place].tolist()
         under = self._another(kind, place, rng) if self.shuffled else place
         if isinstance(family, Pairs):
             children = family.children[under]
@@ -67,6 +75,12 @@ class Pairing:
         near = self._neighbours[kind][place]
         other = int(rng.integers(len(near) - 1))
         return int(near[other if near[other] < place else other + 1])
+
+
+def step_of(kind: str) -> int:
+    """Linear factor between the two magnifications of a kind of pair: 4 of "5x-20x"."""
+    coarse, fine = (float(name.removesuffix("x")) for name in kind.split("-"))
+    return round(fine / coarse)
 
 
 def _by_slide(slides: npt.NDArray[np.object_]) -> list[Places]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from mad.config.training import RunConfig
 from mad.files import FULL, MadError, StorageError, atomic_path
 from mad.progress import RECENT, Steps, log
-from mad.training.health import find_warnings
+from mad.training.watch import watch_of
 
 FETCH_STEPS = 20  # whose losses are fetched from a GPU at once: each fetch waits for it
 GRACE_STEPS = 1000  # of warm-up: until then a loss at ln K is no news
@@ -36,14 +36,15 @@ class Records:
     """
 
     def __init__(self, run: RunConfig, folder: Path, step: int, device: torch.device) -> None:
-        self._run, self._path = run, folder / METRICS
+        self._run, self._path, self._watched = run, folder / METRICS, watch_of(run)
         self._at_once = 1 if device.type == "cpu" else FETCH_STEPS
         self._pending: list[tuple[dict[str, Any], list[str], Tensor]] = []
         self._pace: deque[tuple[int, float, float]] = deque(maxlen=RECENT)  # images, seconds, seconds of waiting
         earlier = read_metrics(self._path) if step else []
         self._last: dict[str, Any] = {}
         # the later half of the steps since the last check: a training that starts above ln K is not collapsed
-        self._dino = deque((record["dino"] for record in earlier), maxlen=(run.runtime.health_every + 1) // 2)
+        recent = (run.runtime.health_every + 1) // 2
+        self._recent = deque((record[self._watched.loss] for record in earlier), maxlen=recent)
         self._warned: set[str] = set(next((r["warnings"] for r in reversed(earlier) if "warnings" in r), []))
         self._writer = _open_tensorboard(folder / TENSORBOARD, step) if run.runtime.tensorboard else None
         self._steps = Steps(run.name, run.steps, step, run.runtime.log_seconds)
@@ -66,7 +67,7 @@ class Records:
         """Record step `step`.
 
         Args:
-            losses: names of the `values` [n], "total" and "dino" among them.
+            losses: names of the `values` [n], "total" and the loss that is watched among them.
             kinds: of the samples, joined by "+".
             data_wait_s: seconds that this process waited for data, of `seconds`.
             images: that went through teacher or student, on all processes.
@@ -99,8 +100,9 @@ class Records:
     def _facts(self) -> str:
         self._fetch()
         images, seconds, waited = (math.fsum(column) for column in zip(*self._pace, strict=True))
+        watch = self._watched
         return (
-            f"loss {self._last['loss']:.3f} ({self._last['dino_of_ln_k']:.3f} of ln K) {images / seconds:.0f} images/s, "
+            f"loss {self._last['loss']:.3f} ({self._last[watch.share]:.3f} {watch.words}) {images / seconds:.0f} images/s, "
             f"{waited / seconds:.0%} waiting for data"
         )
 
@@ -118,18 +120,17 @@ class Records:
                 _plot(self._writer, record)
 
     def _complete(self, facts: dict[str, Any], names: list[str], row: list[float]) -> dict[str, Any]:
-        losses = dict(zip(names, row, strict=True))
-        self._dino.append(losses["dino"])
+        losses, watch = dict(zip(names, row, strict=True)), self._watched
         record = {"step": facts["step"], "loss": losses.pop("total"), **losses}
-        record |= {"dino_of_ln_k": record["dino"] / math.log(self._run.head.prototypes), **facts}
+        self._recent.append(record[watch.loss])
+        record |= {watch.share: record[watch.loss] / watch.unit, **facts}
         return record | ({"warnings": self._watch(facts)} if "health" in facts else {})
 
     def _watch(self, facts: dict[str, Any]) -> list[str]:
         """The names of the warnings that hold after a health check; those that come or go are told."""
         run, done, found = self._run, facts["step"] + 1, {}
         if done >= min(run.warmup, GRACE_STEPS):
-            loss = math.fsum(self._dino) / len(self._dino)
-            found = find_warnings(loss, run.head.prototypes, facts["health"])
+            found = self._watched.warn(math.fsum(self._recent) / len(self._recent), facts["health"])
         for name in found:
             if name not in self._warned:
                 log(f"{run.name}: WARNING: step {done}: {name}: {found[name]}")

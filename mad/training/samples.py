@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from mad.config.distill import DistillConfig
 from mad.config.training import STANDALONE, RunConfig
-from mad.training import views
+from mad.training import fields, views
+from mad.training.features import Features
 from mad.training.masking import Masking
+from mad.training.pairing import step_of
 from mad.training.views import Image
 
 Tile = TypeVar("Tile")
@@ -35,11 +38,15 @@ class Reader(Protocol[AnyTile]):
 
 @dataclass(frozen=True)
 class ViewMaker:
-    """Makes the views of a run's samples. Standalone tiles always give multi-crop views; masks are drawn last."""
+    """Makes the views of a run's samples. Standalone tiles always give multi-crop views; masks are drawn last.
+
+    `features`: stored embeddings by row, where a frozen teacher's are read.
+    """
 
     run: RunConfig
     local_px: int
     masking: Masking | None = None
+    features: Features | None = None
 
     def show(
         self, reader: Reader[Tile], kind: str, tiles: Sequence[Tile], n: int, rng: np.random.Generator
@@ -60,6 +67,8 @@ class ViewMaker:
     def _views(
         self, reader: Reader[Tile], kind: str, tiles: Sequence[Tile], rng: np.random.Generator
     ) -> list[views.Views]:
+        if self.run.distill is not None:
+            return [self._field(self.run.distill, reader, kind, tiles, rng)]
         if kind != STANDALONE and self.run.method != "dinov2":
             return [self._pair(reader, kind, tiles, rng)]
         if kind != STANDALONE and self.run.pair_tiles == "one":
@@ -74,8 +83,7 @@ class ViewMaker:
             images = [image] * len(children)
         elif self.run.pairs == "interpolated":
             read, image = [parent], reader.read(parent)
-            coarse, fine = (float(name.removesuffix("x")) for name in kind.split("-"))
-            images = [views.enlarged_cell(image, reader.position(child), round(fine / coarse)) for child in children]
+            images = [views.enlarged_cell(image, reader.position(child), step_of(kind)) for child in children]
         else:
             read, images = [parent, *children], [reader.read(child) for child in children]
             image = reader.read(parent)
@@ -83,9 +91,32 @@ class ViewMaker:
         shown = views.pair_views(image, images, self.run.photometric, rng, ids)
         return replace(shown, kind="global_pair") if self.run.method == "mad_global" else shown
 
+    def _field(
+        self, distill: DistillConfig, reader: Reader[Tile], kind: str, tiles: Sequence[Tile], rng: np.random.Generator
+    ) -> views.Views:
+        field, read = read_field(distill, reader, tiles, self.features)
+        shown = fields.augment(field, self.run.photometric, rng)
+        ids = tuple(reader.tile_id(tile) for tile in read)
+        return views.Views(kind, shown.shown, [shown.student], [], ids, features=shown.features)
+
     def _multicrop(self, reader: Reader[Tile], tile: Tile, rng: np.random.Generator) -> views.Views:
         image, tile_id = reader.read(tile), reader.tile_id(tile)
         return views.multicrop_views(image, self.run.views, self.local_px, self.run.photometric, rng, tile_id)
+
+
+def read_field(
+    distill: DistillConfig, reader: Reader[Any], tiles: Sequence[Any], features: Features | None
+) -> tuple[fields.Field, list[Any]]:
+    """The field of a parent and all of its children as they are stored, and which of these tiles were read."""
+    parent, *children = tiles
+    seen = [parent] if distill.input == "pyramid" else []
+    if distill.input == "resized" or (features is None and distill.teacher_level == "fine"):
+        seen += children
+    images = [reader.read(tile) for tile in seen]
+    own = images.pop(0) if distill.input == "pyramid" else None
+    taught = children if distill.teacher_level == "fine" else [parent]
+    known = None if features is None else features.read(taught)
+    return fields.make_field(distill, own, images, known), seen
 
 
 def _one_of(tiles: Sequence[Tile], rng: np.random.Generator) -> Tile:

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from mad.config.training import STANDALONE, RunConfig
 from mad.files import MadError
-from mad.models.heads import Network
+from mad.models.heads import Trainee
 from mad.training import ranks
 from mad.training.parallel import blocks
 
@@ -38,7 +38,7 @@ def is_wanted(run: RunConfig) -> bool:
     if run.runtime.parallel != "fsdp" or ranks.world_size() == 1:
         return False
     cropped = run.views.local_crops and (not run.mix or run.mix.get(STANDALONE))
-    if run.mix_mode == "within" and run.method != "dinov2" and cropped:
+    if run.mix_mode == "within" and run.method not in ("dinov2", "xmag") and cropped:
         raise MadError(
             f"runs.{run.name}.runtime.parallel: 'fsdp' needs the same kinds of views on every process, which mix_mode 'within' "
             "does not give; set mix_mode: alternate, or parallel: ddp"
@@ -46,7 +46,7 @@ def is_wanted(run: RunConfig) -> bool:
     return True
 
 
-def shard(network: Network, dtype: torch.dtype, device: torch.device) -> None:
+def shard(network: Trainee, dtype: torch.dtype, device: torch.device) -> None:
     """Cut `network`, whole and equal on every process, into shards in place; `dtype` is that of its forward passes.
 
     Everything is freed after the forward pass, the outermost parameters too: a teacher has no backward pass that would free

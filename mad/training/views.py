@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from mad.config.views import PhotometricConfig, ViewsConfig
 from mad.training.stain import Image, jitter_stain
 
+Pixels = TypeVar("Pixels", bound=npt.NDArray[Any])
 LUMA = np.array([0.299, 0.587, 0.114])
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
@@ -39,7 +41,8 @@ class Views:
 
     `teacher` and `student` are images [P, P, 3], `student` None where the student's full-size views are the teacher's own;
     `local` are images [p, p, 3], none for pairs. `tiles` names the tiles that were read. `masks` [T, N] tells the patches of
-    the teacher's views that are hidden where the student sees them too; None where nothing is ever masked.
+    the teacher's views that are hidden where the student sees them too; None where nothing is ever masked. `features` [K, D] are
+    stored embeddings that stand in for the teacher's views.
     """
 
     kind: str
@@ -48,6 +51,7 @@ class Views:
     local: list[Image]
     tiles: tuple[str, ...]
     masks: npt.NDArray[np.bool_] | None = None
+    features: npt.NDArray[np.float32] | None = None
 
 
 def pair_views(
@@ -80,15 +84,24 @@ def multicrop_views(
 
 def dihedral(image: Image, rng: np.random.Generator) -> Image:
     """One of the eight flips and quarter turns of a square, each as likely."""
-    turn, mirror = int(rng.integers(4)), bool(rng.integers(2))  # clockwise, then left to right
+    return turned(image, *draw_turn(rng))
+
+
+def draw_turn(rng: np.random.Generator) -> tuple[int, bool]:
+    """Quarter turns and whether to mirror, for `turned`: the eight as likely."""
+    return int(rng.integers(4)), bool(rng.integers(2))
+
+
+def turned(image: Pixels, turn: int, mirror: bool) -> Pixels:
+    """A square array [H, H] or [H, H, C] turned clockwise by `turn` quarters, then mirrored left to right."""
     if turn == 0:
         return cv2.flip(image, 1) if mirror else image  # type: ignore[return-value]
     if turn == 2:
         return cv2.flip(image, 0 if mirror else -1)  # type: ignore[return-value]
     if mirror and turn == 1:
         return cv2.transpose(image)  # type: ignore[return-value]
-    turned = cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE if turn == 1 else cv2.ROTATE_90_COUNTERCLOCKWISE)
-    return cv2.flip(turned, 1) if mirror else turned  # type: ignore[return-value]
+    rotated = cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE if turn == 1 else cv2.ROTATE_90_COUNTERCLOCKWISE)
+    return cv2.flip(rotated, 1) if mirror else rotated  # type: ignore[return-value]
 
 
 def enlarged_cell(parent: Image, position: int, step: int) -> Image:

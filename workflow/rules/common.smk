@@ -9,21 +9,24 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from mad.config import parse_config
-from mad.config.evaluation import PROTOCOLS
 from mad.config.recipe import freeze_recipe
+from mad.config.regions import region_encoders
 from mad.config.weights import weights_file
 from mad.files import MadError, digest, read_json, write_json_if_changed
 from mad.slides.sheet import cohort_rows
 
-# Rules call `python`: the one that runs Snakemake, unless a rule's own environment comes first.
+# Rules call `python`: the one that runs Snakemake, unless a rule's own environment comes first. It finds `mad` here.
 os.environ.update(
-    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
+    PYTHONPATH=os.pathsep.join(
+        filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")])
+    ),
 )
 
 
 try:
     CFG = parse_config(config, source="config.yaml or a --configfile")
-    validate(config, "../schemas/config.schema.json")
+    validate(config, "../schemas/config.schema.json", set_default=False)  # CFG has them
     SLIDES = {row.slide_id: row for row in cohort_rows(CFG)}
 except MadError as error:
     raise WorkflowError(str(error)) from None
@@ -37,7 +40,11 @@ if not any(Path(row.path).exists() for row in SLIDES.values()) and CFG.cohort.sh
 RESULTS = CFG.results
 RUNS = {run.name: run for run in CFG.runs}
 ENCODERS = {encoder.name: encoder for encoder in CFG.encoders}
-EVALUATIONS = [f"{protocol}.json" for protocol in PROTOCOLS] + [
+ADAPTERS = {adapter.name: adapter for adapter in CFG.adapters}
+MIXERS = {mixer.name: mixer for mixer in CFG.mixers}
+TARGETS = {target.name: target for target in CFG.biomarkers.targets}
+AGGREGATORS = {entry.name: entry for entry in CFG.biomarkers.aggregators}
+EVALUATIONS = [f"{protocol}.json" for protocol in CFG.evaluate.protocols] + [
     "pca.parquet",
     "segmentation.parquet",
     "patients.npz",
@@ -63,6 +70,8 @@ wildcard_constraints:
     slide="[A-Za-z0-9][A-Za-z0-9_-]*",
     run="[A-Za-z0-9][A-Za-z0-9_-]*",
     encoder="[A-Za-z0-9][A-Za-z0-9_-]*",
+    mixer="[A-Za-z0-9][A-Za-z0-9_-]*",
+    adapter="[A-Za-z0-9][A-Za-z0-9_-]*",
 
 
 def results(pattern, **wildcards):
@@ -73,6 +82,23 @@ def results(pattern, **wildcards):
 def section(name, **kwargs):
     """A section of the configuration as a parameter."""
     return digest(getattr(CFG, name).model_dump(mode="json", **kwargs))
+
+
+def more_each_try(amount):
+    """A resource for Slurm (MB, minutes) that grows with `--retries`: a job that was killed for want of it may do then."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def training_threads(wildcards):
+    """Of all training processes of a run and of those that load their data."""
+    runtime = RUNS[wildcards.run].runtime
+    return runtime.processes * ((runtime.threads or 2) + runtime.workers)
+
+
+def training_memory(wildcards):
+    """MB of main memory, network and optimiser on a GPU; the same at each try, for most are resumptions."""
+    runtime = RUNS[wildcards.run].runtime
+    return runtime.processes * (8000 + 1000 * runtime.workers)
 
 
 def slide_file(wildcards):
@@ -87,31 +113,64 @@ def annotation_file(wildcards):
     return [path] if path and (CFG.cohort.sheet is None or Path(path).exists()) else []
 
 
+def is_settled(name):
+    """Whether a run is trained by its recipe of today, and nobody asks for it again with -R.
+
+    Snakemake looks for no reason to run a job whose `ancient` input is about to be made: a changed recipe, or -R, would be passed
+    over where the data change as well.
+    """
+    summary = Path(f"{RESULTS}/train/{name}/summary.json")
+    wanted = workflow.dag_settings
+    forced = {*wanted.forcerun, *(wanted.targets if wanted.forcetargets else ())}
+    if wanted.forceall or forced & {"train_run", str(summary)}:
+        return False
+    recipe = digest(freeze_recipe(CFG, name))
+    return summary.exists() and read_json(summary).get("recipe_digest") == recipe
+
+
 def run_inputs(wildcards):
     """The frozen recipe, the weights that the run starts from, and the shards, whose later changes do not retrain it."""
     run = RUNS[wildcards.run]
+    unless_settled = ancient if is_settled(wildcards.run) else str
     kind, _, target = run.init.partition(":")
     start = {"run": f"{RESULTS}/train/{target}/summary.json", "file": run.init_file}
     return {
         "recipe": f"{RESULTS}/train/{wildcards.run}/recipe.json",
-        "shards": ancient(f"{RESULTS}/shard/cohort.json"),
+        "shards": unless_settled(f"{RESULTS}/shard/cohort.json"),
         # The synthetic cohort is checked before anything trains on it.
         **(
             {}
             if CFG.cohort.sheet
-            else {"check": ancient(f"{RESULTS}/synthetic/check.json")}
+            else {"check": unless_settled(f"{RESULTS}/synthetic/check.json")}
         ),
         **({"init": start[kind]} if kind in start else {}),
+        **(teacher_inputs(run.distill, unless_settled) if run.distill else {}),
+    }
+
+
+def teacher_inputs(distill, unless_settled):
+    """The weights of a frozen teacher, and its embeddings where those are read; more slides alone retrain nothing."""
+    audit = f"{RESULTS}/embed/{distill.teacher}/audit.json"
+    return {
+        "teacher": encoder_files(ENCODERS[distill.teacher]),
+        **({"features": unless_settled(audit)} if distill.cache else {}),
     }
 
 
 def encoder_inputs(wildcards):
-    """The file that holds the encoder, where it is on a disk."""
-    encoder = ENCODERS[wildcards.encoder]
+    """What the encoder of a job is made of."""
+    return encoder_files(ENCODERS[wildcards.encoder])
+
+
+def encoder_files(encoder):
+    """The file that holds an encoder, where it is on a disk; of an adapter its head and the embeddings that it adapts."""
     kind, _, target = encoder.spec.partition(":")
     made = {"run": "summary.json", "random": "recipe.json"}
     if kind in made:
         return [f"{RESULTS}/train/{target}/{made[kind]}"]
+    if kind == "adapter":
+        base = f"{RESULTS}/embed/{ADAPTERS[target].encoder}/audit.json"
+        return [f"{RESULTS}/adapt/{target}/summary.json", base]
     named = target if kind == "local-dir" else encoder.weights
     return [str(weights_file(named))] if named and weights_file(named).is_file() else []
 
@@ -133,3 +192,11 @@ def print_quality():
         for path in facts
     ):
         print(read_json(numbers)["line"], file=sys.stderr)
+
+
+def aggregator_inputs(wildcards):
+    """What vouches for the tokens: the encoder's audit, or the mixer's summary (and its encoder's, whose tiles it mixes)."""
+    entry = AGGREGATORS[wildcards.aggregator]
+    encoder = entry.encoder or MIXERS[entry.mixer].encoder
+    mixer = [f"{RESULTS}/mix/{entry.mixer}/summary.json"] if entry.mixer else []
+    return [f"{RESULTS}/embed/{encoder}/audit.json", *mixer]

@@ -14,10 +14,18 @@ rule embed_encoder:
     conda:
         "../../envs/mad.yaml"
     threads: 2
+    resources:
+        mem_mb=more_each_try(16000),
+        runtime=more_each_try(480),
+        gpu=lambda wildcards: int(
+            ENCODERS[wildcards.encoder].spec.partition(":")[0]
+            not in ("colour", "adapter")
+        ),
     params:
         entry=lambda wildcards: digest(
             ENCODERS[wildcards.encoder].model_dump(mode="json")
         ),
+        regions=lambda wildcards: wildcards.encoder in region_encoders(CFG),
         access=lambda wildcards: weights_access(ENCODERS[wildcards.encoder]),
         maps=digest(
             CFG.evaluate.model_dump(

@@ -1,6 +1,11 @@
 rule evaluate_encoder:
     input:
         embeddings=f"{RESULTS}/embed/{{encoder}}/audit.json",
+        reference=(
+            results("embed/{encoder}/audit.json", encoder=[CFG.evaluate.reference])
+            if CFG.evaluate.reference
+            else []
+        ),
         cohort=f"{RESULTS}/cohort/slides.parquet",
         tiles=results("tile/{slide}.parquet", slide=SLIDES),
         shards=results("shard/{slide}.parquet", slide=SLIDES),
@@ -13,6 +18,10 @@ rule evaluate_encoder:
     conda:
         "../../envs/mad.yaml"
     threads: 2
+    resources:
+        mem_mb=more_each_try(8000),
+        runtime=more_each_try(240),
+        gpu=int(CFG.evaluate.device == "cuda"),
     params:
         settings=section("evaluate"),
         label=section("label"),

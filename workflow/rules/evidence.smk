@@ -41,6 +41,9 @@ if CFG.evidence.groups:
             f"{RESULTS}/benchmarks/report/evidence.tsv"
         conda:
             "../../envs/mad.yaml"
+        resources:
+            mem_mb=more_each_try(4000),
+            runtime=more_each_try(60),
         params:
             settings=section("evidence"),
             resamples=CFG.evaluate.bootstrap_resamples,

@@ -10,6 +10,9 @@ if CFG.cohort.sheet is None:
             f"{RESULTS}/benchmarks/synth/{{slide}}.tsv"
         conda:
             "../../envs/mad.yaml"
+        resources:
+            mem_mb=more_each_try(2000),
+            runtime=more_each_try(15),
         params:
             settings=section(
                 "synthetic", exclude={"patients", "val_patients", "test_patients"}
@@ -28,6 +31,9 @@ if CFG.cohort.sheet is None:
             f"{RESULTS}/benchmarks/synth/check.tsv"
         conda:
             "../../envs/mad.yaml"
+        resources:
+            mem_mb=more_each_try(4000),
+            runtime=more_each_try(60),
         params:
             settings=section("synthetic"),
         shell:
@@ -45,6 +51,9 @@ rule cohort:
         f"{RESULTS}/benchmarks/cohort/cohort.tsv"
     conda:
         "../../envs/mad.yaml"
+    resources:
+        mem_mb=more_each_try(2000),
+        runtime=more_each_try(10),
     params:
         slides=digest([str(row) for row in SLIDES.values()]),
         settings=section("cohort"),
@@ -71,6 +80,9 @@ rule tile_slide:
         f"{RESULTS}/benchmarks/tile/{{slide}}.tsv"
     conda:
         "../../envs/mad.yaml"
+    resources:
+        mem_mb=more_each_try(2000),
+        runtime=more_each_try(60),
     params:
         row=lambda wildcards: digest(SLIDES[wildcards.slide].tiling()),
         tile=section("tile"),
@@ -98,6 +110,9 @@ rule sample:
     conda:
         "../../envs/mad.yaml"
     threads: 4
+    resources:
+        mem_mb=more_each_try(4000),
+        runtime=more_each_try(60),
     params:
         settings=section("sample"),
         splits=digest({slide: row.split for slide, row in SLIDES.items()}),
@@ -119,6 +134,9 @@ rule shard_slide:
         f"{RESULTS}/benchmarks/shard/{{slide}}.tsv"
     conda:
         "../../envs/mad.yaml"
+    resources:
+        mem_mb=more_each_try(2000),
+        runtime=more_each_try(120),
     params:
         row=lambda wildcards: digest(
             {**SLIDES[wildcards.slide].tiling(), "annotation": None}

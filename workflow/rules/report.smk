@@ -10,10 +10,17 @@ TABLES = {
     "training": "Health of the trainings",
     "time": "Time budget",
 }
+if CFG.evaluate.reference:
+    TABLES["noninferiority"] = (
+        "Students at a coarse magnification against their teacher"
+    )
 FIGURES = {
     "figure3_pca": "Parents and children in one embedding",
     "figure4_segmentation": "Segmentation maps",
 }
+
+if any(run.distill for run in CFG.runs):
+    FIGURES["fields"] = "What a distillation aligns"
 
 
 rule qc:
@@ -37,6 +44,9 @@ rule qc:
         f"{RESULTS}/benchmarks/report/qc.tsv"
     conda:
         "../../envs/mad.yaml"
+    resources:
+        mem_mb=more_each_try(4000),
+        runtime=more_each_try(60),
     shell:
         "python -m mad qc >> {log} 2>&1"
 
@@ -89,6 +99,9 @@ rule report:
         f"{RESULTS}/benchmarks/report/report.tsv"
     conda:
         "../../envs/mad.yaml"
+    resources:
+        mem_mb=more_each_try(8000),
+        runtime=more_each_try(120),
     params:
         encoders=digest([encoder.model_dump(mode="json") for encoder in CFG.encoders]),
         label=section("label"),

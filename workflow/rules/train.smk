@@ -5,6 +5,8 @@ rule shard_cohort:
         f"{RESULTS}/shard/cohort.json",
     log:
         f"{RESULTS}/logs/shard/cohort.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/shard/cohort.tsv"
     localrule: True
     conda:
         "../../envs/mad.yaml"
@@ -13,7 +15,8 @@ rule shard_cohort:
 
 
 # Only the summary is declared: Snakemake deletes declared outputs before a rerun, and a training that fails must keep its
-# checkpoints and weights. `exec`, so that a SIGTERM reaches the trainer, which saves and leaves.
+# checkpoints and weights. `exec`, so that a SIGTERM reaches the trainer, which saves and leaves with code 75: under a profile with
+# `retries` the next try resumes. A GPU per process is what it asks a cluster for; where there are none, `gpu: 0` in the profile.
 rule train_run:
     input:
         unpack(run_inputs),
@@ -25,7 +28,11 @@ rule train_run:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
     conda:
         "../../envs/mad.yaml"
-    threads: lambda wildcards: RUNS[wildcards.run].runtime.threads or 2
+    threads: training_threads
+    resources:
+        mem_mb=training_memory,
+        runtime=1440,
+        gpu=lambda wildcards: RUNS[wildcards.run].runtime.processes,
     shell:
         "OMP_NUM_THREADS={threads} exec python -m mad train {wildcards.run} >> {log} 2>&1"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mad.slides.synthetic.targets import target_columns
+
 if TYPE_CHECKING:
     from mad.config.synthetic import SyntheticConfig
 
@@ -61,6 +63,7 @@ def sheet_rows(config: SyntheticConfig) -> list[dict[str, str]]:
                 "scanner": scanner(index),
                 "stain": "H&E",
                 TARGET: str(int(is_positive(index))),
+                **(target_columns(config, index) if config.targets else {}),
             }
         )
     return rows

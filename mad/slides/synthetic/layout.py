@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, ndtr, ndtri
 
 from mad.config.synthetic import SyntheticConfig
 from mad.files import MadError
 from mad.slides.synthetic.cohort import is_positive, slide_index
 from mad.slides.synthetic.fields import Map, gaussian_field, uniform_field
+from mad.slides.synthetic.targets import TARGETS, draw_target
 
 CLASSES = ("Leptomeninges", "Superficial Cortex", "Gray Matter", "White Matter")
 MENINGES, SUPERFICIAL, GRAY, WHITE, GLASS = range(5)
@@ -29,6 +30,8 @@ LATENTS = ("period", "order", "grain")
 LATENT_SIGMA_UM = 70.0
 SHARES = (0.185, 0.18, 0.195, 0.215, 0.225)
 """Area of glass and of the four classes, surface to depth."""
+SHIFT = 1.0
+"""By how many of its standard deviations within a slide a latent moves with one unit of a target's score."""
 PLAQUES_PER_SITE = 3
 BAND_RADIUS_UM = 85.0
 
@@ -87,13 +90,17 @@ def layout(config: SyntheticConfig, slide_id: str) -> Layout:
     classes = _layers(rng, depth)
     _cut_gaps(rng, classes, tangent)
     band, plaques = _lesions(stream(config, slide_id, "lesions"), classes, is_positive(index))
+    architecture = _latents(config, slide_id, "latents", shape)
+    cells = _latents(config, slide_id, "latents of cells" if config.decoupled else "latents", shape)
+    if config.targets:
+        _bear_targets(config, slide_id, architecture, cells)
     return Layout(
         classes=classes,
         depth_um=depth,
         along_um=along,
         tangent=tangent,
-        architecture=_latents(config, slide_id, "latents", shape),
-        cells=_latents(config, slide_id, "latents of cells" if config.decoupled else "latents", shape),
+        architecture=architecture,
+        cells=cells,
         band=band,
         plaques=plaques,
     )
@@ -102,6 +109,18 @@ def layout(config: SyntheticConfig, slide_id: str) -> Layout:
 def _latents(config: SyntheticConfig, slide_id: str, purpose: str, shape: tuple[int, int]) -> Map:
     rng = stream(config, slide_id, purpose)
     return np.stack([uniform_field(rng, shape, LATENT_SIGMA_UM / CELL_UM) for _ in LATENTS])
+
+
+def _bear_targets(config: SyntheticConfig, slide_id: str, architecture: Map, cells: Map) -> None:
+    """Move the latents of a slide by the scores of its targets (`targets.draw_target`). In place."""
+    index = slide_index(slide_id)
+    score = {target: draw_target(config, index, target)[1] for target in TARGETS}
+    normal = {name: ndtri(np.clip(latents, 1e-6, 1 - 1e-6)) for name, latents in (("a", architecture), ("c", cells))}
+    cells[1] = ndtr(normal["c"][1] + SHIFT * score["ordered_fibrils"])
+    architecture[2] = ndtr(normal["a"][2] + SHIFT * score["patchy_texture"])
+    follow = np.tanh(score["scales_agree"])
+    own = gaussian_field(stream(config, slide_id, "own period"), cells.shape[1:], LATENT_SIGMA_UM / CELL_UM)
+    cells[0] = ndtr(follow * normal["a"][0] + np.sqrt(1 - follow**2) * own)
 
 
 def _coordinates(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Map, Map, float]:

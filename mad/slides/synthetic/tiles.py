@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +130,18 @@ def texture_features(pixels: NDArray[np.uint8]) -> Floats:
         moments += [(square * z).mean((1, 2)), np.log1p((square * square).mean((1, 2)))]
     moments += [low.std((1, 2)), (grey > 1.5).mean((1, 2)), (grey > 3).mean((1, 2)), (grey < -1.5).mean((1, 2))]
     return np.concatenate([np.log(energy), np.abs(direction), aligned, np.stack(moments, 1)], 1).astype(np.float64)
+
+
+def texture_encoder(tile_px: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """`texture_features` as an encoder, `spec: "python:mad.slides.synthetic.tiles:texture_encoder"`: nothing is learned, and what
+    the synthetic slides hold is readable in it.
+
+    Raises:
+        MadError: the bands are of tiles of another side.
+    """
+    if tile_px != TILE_PX:
+        raise MadError(f"texture_encoder: made for tiles of {TILE_PX} px, not {tile_px}; set tile.tile_px")
+    return lambda tiles: texture_features(tiles).astype(np.float32)
 
 
 def _colour(pixels: NDArray[np.uint8]) -> Floats:

@@ -1,0 +1,152 @@
+"""Configuration of the slide-level evaluation: targets of the cohort sheet, heads over a slide's tiles, cross-validation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+from pydantic import Field, field_validator, model_validator
+
+from mad.config.base import SLUG, Section
+from mad.files import MadError
+
+if TYPE_CHECKING:
+    from mad.config.model import Config
+
+
+class TargetConfig(Section):
+    """What is predicted of a slide."""
+
+    name: str = Field(pattern=SLUG)
+    """Folder under `results/biomarkers/` and part of every table."""
+    column: str
+    """Column of the cohort sheet; slides without a value are left out."""
+    task: Literal["classification", "regression"] = "classification"
+    """`classification`: every different value is a class. `regression`: numbers."""
+
+
+class AggregatorConfig(Section):
+    """From a slide's tiles to its prediction: which embeddings, which of them, which head."""
+
+    name: str = Field(pattern=SLUG)
+    """File under `results/biomarkers/{target}/` and row of every table."""
+    encoder: str | None = None
+    """An entry of `encoders:`: its plain embeddings of every tile with tissue."""
+    mixer: str | None = None
+    """An entry of `mixers:` instead: tokens that have seen the other tiles of their region."""
+    tokens: Literal["finest", "coarsest", "all", "region"] = "all"
+    """`finest`, `coarsest`: tiles of that magnification alone. `all`: the union of all magnifications. `region`: the mixer's
+    region tokens."""
+    head: Literal["attention", "mean"] = "attention"
+    """`attention`: gated attention pooling (Ilse et al. 2018). `mean`: the mean of the tokens, then logistic or ridge
+    regression."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> AggregatorConfig:
+        if (self.encoder is None) == (self.mixer is None):
+            raise ValueError(f"{self.name!r} needs either `encoder` or `mixer`")
+        if self.tokens == "region" and self.mixer is None:
+            raise ValueError(f"{self.name!r}: only a mixer has region tokens; take finest, coarsest or all")
+        return self
+
+
+class BiomarkersConfig(Section):
+    """Slide-level evaluation by repeated, patient-grouped, stratified cross-validation."""
+
+    targets: list[TargetConfig] = []
+    """What to predict; empty: nothing of this section is made."""
+    aggregators: list[AggregatorConfig] = []
+    """How, one entry per row."""
+    baseline: str | None = None
+    """The aggregator that the others are compared with; not given: the first one with an encoder, finest tokens and attention."""
+    folds: int = Field(5, ge=5)
+    """Parts of the patients; each is tested once per repeat."""
+    repeats: int = Field(2, ge=1)
+    """Divisions of the patients, each into other folds."""
+    steps: int = Field(200, ge=1)
+    """Most optimiser steps of an attention head."""
+    batch: int = Field(16, ge=1)
+    """Slides per step."""
+    lr: float = Field(1e-3, gt=0)
+    """AdamW learning rate."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """AdamW weight decay."""
+    dropout: float = Field(0.25, ge=0, lt=1)
+    """Share of each tile's hidden features dropped in training."""
+    hidden: int = Field(64, ge=1)
+    """Width of the attention head."""
+    max_tiles: int | None = Field(128, ge=1)
+    """Tiles drawn of each slide at a training step; null takes all. Tests always see all."""
+    check_every: int = Field(10, ge=1)
+    """Steps between two looks at the inner validation patients."""
+    patience: int = Field(6, ge=1)
+    """Training ends when so many looks in a row brought no lower loss; the head of the lowest one is tested."""
+    strengths: list[Annotated[float, Field(gt=0)]] = [1.0, 1e-1, 1e-2, 1e-3]
+    """`head: mean`: L2 penalties that the inner validation patients choose from."""
+    tile_shares: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.7, 0.5, 0.3, 0.1]
+    """Shares of a test slide's finest tiles that are kept, for the curve of tile count against accuracy; 1 is always there."""
+    map_slides: int = Field(1, ge=0)
+    """Slides per target and aggregator whose attention is drawn."""
+    map_target: str | None = None
+    """The target whose attention is drawn; not given: the first one."""
+
+    @field_validator("tile_shares")
+    @classmethod
+    def _with_all(cls, value: list[float]) -> list[float]:
+        return sorted({1.0, *value}, reverse=True)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> BiomarkersConfig:
+        targets, aggregators = [t.name for t in self.targets], [a.name for a in self.aggregators]
+        for what, names in (("targets", targets), ("aggregators", aggregators)):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{what}: the name {twice[0]!r} is used twice")
+        if bool(targets) != bool(aggregators):
+            raise ValueError("targets and aggregators belong together: give both or neither")
+        if self.baseline is not None and self.baseline not in aggregators:
+            raise ValueError(f"baseline {self.baseline!r} is none of the aggregators {aggregators}")
+        if self.map_target is not None and self.map_target not in targets:
+            raise ValueError(f"map_target {self.map_target!r} is none of the targets {targets}")
+        return self
+
+    def target(self, name: str) -> TargetConfig:
+        """The entry of `targets` with this name.
+
+        Raises:
+            MadError: there is none.
+        """
+        return next((t for t in self.targets if t.name == name), None) or _unknown("targets", name, self.targets)
+
+    def aggregator(self, name: str) -> AggregatorConfig:
+        """The entry of `aggregators` with this name.
+
+        Raises:
+            MadError: there is none.
+        """
+        found = next((a for a in self.aggregators if a.name == name), None)
+        return found or _unknown("aggregators", name, self.aggregators)
+
+    @property
+    def compared_with(self) -> str | None:
+        """The baseline's name, given or found; None where no aggregator can be one."""
+        plain = (a.name for a in self.aggregators if a.encoder and a.tokens == "finest" and a.head == "attention")
+        return self.baseline or next(plain, None)
+
+
+def _unknown(what: str, name: str, entries: list[TargetConfig] | list[AggregatorConfig]) -> NoReturn:
+    raise MadError(f"biomarkers.{what}: no entry named {name!r}; there are {sorted(entry.name for entry in entries)}")
+
+
+def check_biomarkers(config: Config) -> None:
+    """Fail where an aggregator asks for an encoder or a mixer that is not there.
+
+    Raises:
+        ValueError: names the key.
+    """
+    known = {"encoder": {e.name for e in config.encoders}, "mixer": {m.name for m in config.mixers}}
+    for entry in config.biomarkers.aggregators:
+        for what, names in known.items():
+            wanted = getattr(entry, what)
+            if wanted is not None and wanted not in names:
+                raise ValueError(
+                    f"biomarkers.aggregators: {entry.name!r} asks for {what} {wanted!r}; {what}s has {sorted(names)}"
+                )

@@ -1,0 +1,114 @@
+"""Is a student at a coarse magnification as good as its teacher at the fine one? Non-inferiority on the same fields (XMAG's claim).
+
+A field is a labelled parent of the transition's pairs whose children are all embedded. The student tells its class from the
+embedding of the coarse tile, the reference from the mean of its own embeddings of the children; either gets the sound probe,
+fitted on the fields of the training patients. With the reference's and the student's right answers on the test fields,
+
+    difference = (right answers of the student - right answers of the reference) / fields
+
+and its 95 % interval from resampled patients: "yes" where it lies above -margin, "no" where it lies below, else "undecided".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mad.config.evaluation import EvaluationConfig
+from mad.evaluation.bootstrap import Floats, patient_intervals
+from mad.evaluation.by_patient import ratio
+from mad.evaluation.data import Embedded, NotApplicableError, class_counts, kind_of, plain
+from mad.evaluation.probe import choose_sound_probe
+
+RULES = {
+    "fields": "labelled parents of the transition's pairs with all of their children",
+    "student": "embedding of the coarse tile",
+    "reference": "mean of the reference's embeddings of the tile's children",
+    "probe": "logistic regression on embeddings standardised by the training fields, full batch, L2 strength by validation fields",
+    "difference": "accuracy of the student less that of the reference on the test fields; 95 % interval over patients",
+    "verdict": "yes: the interval lies above -margin; no: below; undecided: neither, or no interval",
+}
+
+
+def evaluate_noninferiority(
+    student: Embedded, reference: Embedded, config: EvaluationConfig, *, seed: int, device: str = "cpu"
+) -> dict[str, Any]:
+    """Accuracies on the test fields that both have, their difference with its interval, and the verdict.
+
+    Raises:
+        NotApplicableError: no training or no test field that both encoders have.
+    """
+    sides = {
+        "student": coarse_fields(student, config.transition),
+        "reference": fine_fields(reference, config.transition),
+    }
+    shared = sorted(set(sides["student"][0]) & set(sides["reference"][0]))
+    tiles = student.tiles.set_index("tile_id").loc[shared]
+    splits, codes = tiles["split"].to_numpy(str), tiles["code"].to_numpy(np.int64)
+    train, val, test = (np.flatnonzero(splits == split) for split in ("train", "val", "test"))
+    if not len(train) or not len(test):
+        raise NotApplicableError(f"{len(train)} labelled training fields and {len(test)} test fields")
+    report: dict[str, Any] = {}
+    right: dict[str, NDArray[np.bool_]] = {}
+    for side, (names, features) in sides.items():
+        place = {name: row for row, name in enumerate(names)}
+        rows = features[[place[name] for name in shared]]
+        probe, strength, chosen = choose_sound_probe(
+            rows[train], codes[train], num_classes=len(student.classes), strengths=config.sound_strengths,
+            fallback=config.sound_strength, val_features=rows[val], val_labels=codes[val], device=device,
+        )  # fmt: skip
+        right[side] = probe.predict(rows[test], device=device)[0] == codes[test]
+        report[side] = {"accuracy": float(right[side].mean()), "strength": strength, "chosen_by": chosen}
+    patients, code = np.unique(tiles["patient_id"].to_numpy(str)[test], return_inverse=True)
+    sums = {side: np.bincount(code, weights=found) for side, found in right.items()}
+    boot = patient_intervals(
+        lambda weights: accuracies(sums, np.bincount(code), weights),
+        len(patients), resamples=config.bootstrap_resamples, min_patients=config.min_patients, seed=seed,
+    )  # fmt: skip
+    intervals = boot["intervals"] or {}
+    difference = report["student"]["accuracy"] - report["reference"]["accuracy"]
+    return plain(
+        {
+            "rules": RULES, "transition": kind_of(*config.transition), "margin": config.margin, **report,
+            "difference": difference, "verdict": verdict(intervals.get("difference"), config.margin), "bootstrap": boot,
+            "counts": {split: class_counts(codes[splits == split], student.classes) for split in ("train", "val", "test")},
+            "patients": {"test": len(patients)},
+        }
+    )  # fmt: skip
+
+
+def accuracies(sums: dict[str, NDArray], fields: NDArray, weights: Floats) -> dict[str, Floats]:
+    """Accuracy of both sides and their difference [r] under weights of the patients [r, P], from sums per patient [P]."""
+    found = {side: ratio(weights @ right, weights @ fields) for side, right in sums.items()}
+    return {**found, "difference": found["student"] - found["reference"]}
+
+
+def verdict(interval: list[float] | None, margin: float) -> str:
+    """ "yes", "no" or "undecided"."""
+    if interval is None:
+        return "undecided"
+    return "yes" if interval[0] > -margin else "no" if interval[1] < -margin else "undecided"
+
+
+def coarse_fields(data: Embedded, transition: tuple[float, float]) -> tuple[list[str], NDArray[np.float32]]:
+    """Ids of the fields and the embeddings of their coarse tiles [n, d]."""
+    parents, _ = _families(data, transition)
+    return data.tiles["tile_id"].to_numpy()[parents].tolist(), data.features[parents]
+
+
+def fine_fields(data: Embedded, transition: tuple[float, float]) -> tuple[list[str], NDArray[np.float32]]:
+    """Ids of the fields and the means of their children's embeddings [n, d]."""
+    parents, children = _families(data, transition)
+    means = np.stack([data.features[rows].mean(axis=0) for rows in children]) if len(parents) else data.features[:0]
+    return data.tiles["tile_id"].to_numpy()[parents].tolist(), means
+
+
+def _families(data: Embedded, transition: tuple[float, float]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of labelled parents [n] and of their s² children [n, s²], of whole pairs alone."""
+    pairs, count = data.pairs[data.pairs["kind"] == kind_of(*transition)], round(transition[1] / transition[0]) ** 2
+    pairs = pairs[data.codes[pairs["parent"]] >= 0].sort_values(["parent", "position"])
+    whole = pairs[pairs.groupby("parent")["child"].transform("size") == count]
+    children = whole["child"].to_numpy(np.int64).reshape(-1, count)
+    return whole["parent"].to_numpy(np.int64)[::count], children

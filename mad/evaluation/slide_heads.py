@@ -1,0 +1,209 @@
+"""From a bag of tokens to a slide's prediction: gated attention, or the mean and a linear model.
+
+Both standardise the tokens by the slides that they are fitted on, kind by kind, and choose on the inner validation slides:
+attention when to stop, the linear model its penalty. Neither is fitted again with the validation slides: both see the same ones.
+Classification gives probabilities by softmax; regression is fitted to standardised values and gives them in their own unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mad.config.biomarkers import BiomarkersConfig
+from mad.evaluation.bags import Bag, Scaling, fit_scaling
+from mad.files import MadError
+from mad.models.mil import GatedAttention, pad_bags
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is predicted."""
+
+    truth: dict[str, float]
+    """Slide -> code of its class, or its value."""
+    classes: list[str] | None
+    """Names in the order of the codes; None: a regression."""
+
+    def of(self, bags: list[Bag]) -> Floats:
+        """The truth of some slides [n]."""
+        return np.array([self.truth[bag.slide_id] for bag in bags])
+
+
+class Head(Protocol):
+    """A fitted head."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was chosen on the validation slides."""
+        ...
+
+    def predict(self, bag: Bag) -> tuple[Floats, NDArray[np.float32]]:
+        """Probabilities of the classes [C], or the value [1], and the attention of the tokens [n], of sum 1."""
+        ...
+
+
+def fit_head(
+    kind: str, fit: list[Bag], val: list[Bag], task: Task, settings: BiomarkersConfig, *,
+    num_kinds: int, seed: int, device: str = "cpu",
+) -> Head:  # fmt: skip
+    """Fit a head of this kind ("attention" or "mean").
+
+    Args:
+        fit: slides to fit on.
+        val: slides to choose on.
+        task: the truth of both.
+        settings: `biomarkers:`.
+        num_kinds: kinds of token.
+        seed: of weights, order and draws; on a CPU with one thread the same seed gives the same head.
+        device: of an attention head.
+
+    Raises:
+        MadError: no slide to fit or to choose on.
+    """
+    if not fit or not val:
+        raise MadError(f"a head needs slides to fit and to validate on; it has {len(fit)} and {len(val)}")
+    if task.classes is not None and (lost := set(range(len(task.classes))) - {int(code) for code in task.of(fit)}):
+        raise MadError(
+            f"no slide of class {task.classes[min(lost)]!r} is left to fit a head on; do its slides lack tissue?"
+        )
+    scaling = fit_scaling(fit, num_kinds)
+    if kind == "mean":
+        return _fit_mean(fit, val, task, settings, scaling)
+    return _fit_attention(fit, val, task, settings, scaling, seed, device)
+
+
+@dataclass(frozen=True)
+class MeanHead:
+    """Logistic or ridge regression on the mean of the standardised tokens, itself standardised."""
+
+    model: Any
+    scaling: Scaling
+    centre: Floats
+    spread: Floats
+    facts: dict[str, Any]
+
+    def predict(self, bag: Bag) -> tuple[Floats, NDArray[np.float32]]:
+        pooled = (self.scaling(bag).mean(0, dtype=np.float64) - self.centre) / self.spread
+        predict = getattr(self.model, "predict_proba", self.model.predict)
+        return np.ravel(predict(pooled[None])), np.full(len(bag), 1 / len(bag), np.float32)
+
+
+def _fit_mean(fit: list[Bag], val: list[Bag], task: Task, settings: BiomarkersConfig, scaling: Scaling) -> MeanHead:
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.metrics import log_loss
+
+    pooled = [np.stack([scaling(bag).mean(0, dtype=np.float64) for bag in bags]) for bags in (fit, val)]
+    centre, spread = pooled[0].mean(0), pooled[0].std(0)
+    spread[spread < 1e-9] = 1
+    x, x_val = ((part - centre) / spread for part in pooled)
+    y, y_val = task.of(fit), task.of(val)
+    best: tuple[float, float, Any] | None = None
+    for strength in sorted(settings.strengths, reverse=True):
+        if task.classes is None:
+            model = Ridge(alpha=strength * len(x)).fit(x, y)
+            loss = float(np.mean((model.predict(x_val) - y_val) ** 2))
+        else:
+            model = LogisticRegression(C=1 / (strength * len(x)), max_iter=1000).fit(x, y.astype(int))
+            loss = float(log_loss(y_val.astype(int), model.predict_proba(x_val), labels=range(len(task.classes))))
+        if best is None or loss < best[0]:
+            best = loss, strength, model
+    assert best is not None
+    return MeanHead(best[2], scaling, centre, spread, {"strength": best[1]})
+
+
+@dataclass(frozen=True)
+class AttentionHead:
+    """Gated attention pooling."""
+
+    model: GatedAttention
+    scaling: Scaling
+    centre: float
+    spread: float
+    """Of the values of a regression."""
+    classes: int | None
+    facts: dict[str, Any]
+
+    @torch.no_grad()
+    def predict(self, bag: Bag) -> tuple[Floats, NDArray[np.float32]]:
+        output, attention = self.model(self._tensor(self.scaling(bag)))
+        values = output.double().cpu()
+        scores = values * self.spread + self.centre if self.classes is None else values.softmax(-1)
+        return scores.numpy(), attention.float().cpu().numpy()
+
+    def loss(self, output: Tensor, truth: Floats) -> Tensor:
+        """Mean loss of outputs [b, C] (logits) or [b, 1] (standardised values)."""
+        if self.classes is None:
+            return F.mse_loss(output[:, 0], self._tensor((truth - self.centre) / self.spread))
+        return F.cross_entropy(output, torch.from_numpy(truth.astype(np.int64)).to(output.device))
+
+    @torch.no_grad()
+    def mean_loss(self, bags: list[Bag], truth: Floats) -> float:
+        """Mean loss over whole slides, one at a time."""
+        self.model.eval()
+        outputs = [self.model(self._tensor(self.scaling(bag)))[0] for bag in bags]
+        self.model.train()
+        return float(self.loss(torch.stack(outputs), truth))
+
+    def _tensor(self, values: NDArray) -> Tensor:
+        return torch.from_numpy(np.asarray(values, np.float32)).to(self.model.output.weight.device)
+
+
+def _fit_attention(
+    fit: list[Bag], val: list[Bag], task: Task, settings: BiomarkersConfig, scaling: Scaling, seed: int, device: str
+) -> AttentionHead:
+    truth, truth_val, rng = task.of(fit), task.of(val), np.random.default_rng(seed)
+    dim, outputs = fit[0].store.shape[1], 1 if task.classes is None else len(task.classes)
+    spread = float(truth.std()) or 1.0
+    batch = min(settings.batch, len(fit))
+    with _seeded(seed, device):
+        model = GatedAttention(dim, settings.hidden, outputs, dropout=settings.dropout).to(device).train()
+        classes = None if task.classes is None else outputs
+        head = AttentionHead(model, scaling, float(truth.mean()), spread, classes, {})
+        optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        best, best_step, state, queue = np.inf, 0, {}, np.empty(0, np.int64)
+        for step in range(1, settings.steps + 1):
+            while len(queue) < batch:
+                queue = np.concatenate([queue, rng.permutation(len(fit))])
+            chosen, queue = queue[:batch], queue[batch:]
+            bags = [head._tensor(scaling(fit[n], _draw(rng, len(fit[n]), settings.max_tiles))) for n in chosen]
+            loss = head.loss(model(*pad_bags(bags))[0], truth[chosen])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if step % settings.check_every == 0 or step == settings.steps:
+                found = head.mean_loss(val, truth_val)
+                if found < best:
+                    best, best_step = found, step
+                    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                elif step - best_step >= settings.patience * settings.check_every:
+                    break
+    if not state:
+        raise MadError("an attention head's loss is not finite; are the embeddings, or is biomarkers.lr too high?")
+    model.load_state_dict(state)
+    model.eval()
+    head.facts.update(steps=best_step)
+    return head
+
+
+def _draw(rng: np.random.Generator, size: int, most: int | None) -> NDArray[np.int64] | slice:
+    """Which tokens of a bag a step sees."""
+    return slice(None) if most is None or size <= most else rng.choice(size, most, replace=False)
+
+
+@contextmanager
+def _seeded(seed: int, device: str) -> Iterator[None]:
+    """torch's random stream (weights, dropout) at a seed, and as it was afterwards."""
+    with torch.random.fork_rng(devices=[] if device == "cpu" else [torch.device(device)]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,46 @@
+"""Students at a coarse magnification against one reference at a fine one, from `evaluate/{encoder}/noninferiority.json`."""
+
+from __future__ import annotations
+
+from mad.reporting.from_json import BLOCK_NOTE, Reports, find_report
+from mad.reporting.table import Block, Cell, Column, Row, Table
+
+
+def noninferiority_table(encoders: list[str], reports: Reports) -> Table:
+    """One row per encoder: both accuracies, their difference with its interval, and the verdict."""
+    rows, done = [], []
+    for encoder in encoders:
+        report, reason = find_report(reports, encoder, "noninferiority")
+        cells: dict[str, Cell] = {}
+        if report:
+            done.append(report)
+            intervals = report["bootstrap"]["intervals"] or {}
+            for key in ("student", "reference", "difference"):
+                value = report[key] if key == "difference" else report[key]["accuracy"]
+                low_high = intervals.get(key)
+                cells[key] = Cell(
+                    value=100 * value, interval=(100 * low_high[0], 100 * low_high[1]) if low_high else None
+                )
+            cells["verdict"] = Cell(value=report["verdict"])
+        rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason))
+    coarse, fine, margin, notes = "coarse", "fine", "margin", []
+    if done:
+        first = done[0]
+        (coarse, fine), margin = first["transition"].split("-"), f"{100 * first['margin']:g} points"
+        fields = sum(first["counts"]["test"].values())
+        notes = [BLOCK_NOTE] if first["split_by"] == "block" else []
+        notes += [
+            f"Reference: {first['reference_encoder']}. {fields} test fields of {first['patients']['test']} patients."
+        ]
+        notes += [f"No intervals: {first['bootstrap']['reason']}."] if first["bootstrap"]["intervals"] is None else []
+        notes += [f"{name}: {rule}." for name, rule in first["rules"].items()]
+    columns = [
+        Column(key="student", header=f"Accuracy at {coarse} (%)", digits=1, best="max"),
+        Column(key="reference", header=f"Reference at {fine} (%)", digits=1),
+        Column(key="difference", header="Difference (points)", digits=1, best="max"),
+        Column(key="verdict", header=f"Non-inferior, margin {margin}"),
+    ]
+    return Table(
+        name="noninferiority", title=f"Non-inferiority: an encoder at {coarse} against the reference at {fine}",
+        blocks=[Block(title="Class of the field", columns=columns)], rows=rows, notes=notes,
+    )  # fmt: skip

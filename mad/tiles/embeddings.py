@@ -1,0 +1,42 @@
+"""Stored embeddings, as stage `embed` leaves them in `embed/{encoder}/`: an array and a table of tile ids per slide, an audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mad.files import MadError, Pathlike, read_json, read_parquet
+
+
+def read_audit(folder: Pathlike) -> dict[str, Any]:
+    """What `folder`/audit.json tells of an encoder; `"status": "absent"` where it could not be had.
+
+    Raises:
+        MadError: there are no finished embeddings.
+    """
+    folder = Path(folder)
+    if not (folder / "audit.json").exists():
+        raise MadError(f"{folder}: no finished embeddings; run `mad embed` for encoder {folder.name!r} first")
+    audit: dict[str, Any] = read_json(folder / "audit.json")
+    return audit
+
+
+def read_embeddings(folder: Pathlike, slide: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """A slide's table (`tile_id`) and, row for row, its embeddings float32 [n, d], memory-mapped.
+
+    Raises:
+        MadError: the slide is not embedded whole, or the two do not fit.
+    """
+    folder = Path(folder)
+    path = folder / f"{slide}.npy"
+    if not (folder / f"{slide}.json").exists():  # written last
+        encoder = folder.parent.name if folder.name == "dense" else folder.name
+        raise MadError(f"{path}: not embedded whole; run `mad embed` for encoder {encoder!r} again")
+    rows = read_parquet(folder / f"{slide}.parquet", ["tile_id"])
+    features = np.load(path, mmap_mode="r", allow_pickle=False)
+    if features.ndim != 2 or len(features) != len(rows):
+        raise MadError(f"{path}: {features.shape} for {len(rows)} tiles; delete it and run `mad embed` again")
+    return rows, features

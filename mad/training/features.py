@@ -1,0 +1,46 @@
+"""A frozen encoder's stored embeddings, by the rows of an index: what stage `embed` wrote into `embed/{encoder}/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mad.files import MadError, Pathlike
+from mad.tiles.embeddings import read_embeddings
+from mad.training.index import Index
+
+
+class Features:
+    """Embeddings [D] of every tile of an index, memory-mapped slide by slide; safe to use after a fork."""
+
+    def __init__(self, folder: Pathlike, index: Index) -> None:
+        """
+        Args:
+            folder: `embed/{encoder}/`.
+            index: whose rows are asked for.
+
+        Raises:
+            MadError: a slide is not embedded whole, or a tile is missing.
+        """
+        folder = Path(folder)
+        slides, ids = (index.rows[name].to_numpy() for name in ("slide", "tile_id"))
+        self._slide = np.zeros(len(slides), dtype=np.int64)
+        self._place = np.zeros(len(slides), dtype=np.int64)
+        self._arrays: list[npt.NDArray[np.float32]] = []
+        for number, slide in enumerate(dict.fromkeys(slides)):
+            rows = np.flatnonzero(slides == slide)
+            table, array = read_embeddings(folder, str(slide))
+            places = pd.Index(table["tile_id"]).get_indexer(ids[rows])
+            if (places < 0).any():
+                missing = ids[rows][places < 0][0]
+                raise MadError(f"{folder / f'{slide}.parquet'}: lacks {missing}; run `mad embed {folder.name}` again")
+            self._slide[rows], self._place[rows] = number, places
+            self._arrays.append(array)
+
+    def read(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Embeddings [n, D] of rows of the index."""
+        return np.stack([self._arrays[self._slide[row]][self._place[row]] for row in rows])

@@ -1,0 +1,183 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_slides import DIM, LADDER, fake_slides, slide_config
+
+from mad.config import Config
+from mad.files import MadError, read_json, read_parquet, write_parquet
+from mad.stages import biomarkers, mix
+from mad.stages.slide_tokens import SlideTokens
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A cohort of 40 patients with an untrained mixer's tokens."""
+    results = tmp_path_factory.mktemp("biomarkers")
+    fake_slides(results)
+    config = slide_config(results)
+    entry = config.mixer("mixer")
+    from mad.models.mixer import save_mixer
+    from mad.training.region_data import mean_and_std, read_regions
+
+    slides = [read_regions(config, entry, f"S{n:02d}") for n in range(40)]
+    mixer = mix.build_mixer(entry, mix.freeze_mixer(config, entry), DIM).eval()
+    mean, std = mean_and_std(slides, 2)
+    mixer.mean.copy_(mean)
+    mixer.std.copy_(std)
+    folder = results / "mix" / "mixer"
+    save_mixer(mixer, folder / mix.WEIGHTS, {})
+    for slide in slides:
+        mix.write_tokens(mixer, slide, folder)
+    from mad.files import write_json
+
+    write_json(folder / "summary.json", {"status": "ok", "encoder": "enc"})
+    return config
+
+
+def _run(config: Config, target: str, aggregator: str) -> dict:
+    biomarkers.run(config, target, aggregator)
+    return read_json(Path(config.results) / "biomarkers" / target / f"{aggregator}.json")
+
+
+def test_a_target_that_is_there_is_found_and_its_tiles_with_it(made: Config):
+    report = _run(made, "fine", "abmil-fine")
+    metric = report["by_share"]["1"]["metrics"]["auroc"]
+    assert metric["value"] > 0.9 and metric["interval"][0] > 0.75
+    assert report["patients"] == report["slides"] == 40 and report["class_slides"] == {"0": 20, "1": 20}
+    assert len(report["heads"]) == 5 and report["heads"][0]["fit"] + report["heads"][0]["val"] == 32
+    folder = Path(made.results) / "biomarkers" / "fine"
+    predictions = read_parquet(folder / "abmil-fine.parquet")
+    full = predictions[predictions["share"] == 1]
+    assert len(full) == 40 and (full["tokens"] == 48).all()
+    assert (predictions[predictions["share"] == 0.5]["tokens"] == 24).all()
+    attention = read_parquet(folder / "attention" / "abmil-fine.parquet")
+    assert attention.groupby("slide_id")["attention"].sum().to_numpy() == pytest.approx(np.ones(40), abs=1e-5)
+    store = np.load(Path(made.results) / "embed" / "enc" / "dense" / "S01.npy")
+    bag = SlideTokens(made, made.biomarkers.aggregator("abmil-fine")).read("S01")
+    shown = attention[attention["slide_id"] == "S01"]
+    assert shown["name"].tolist() == bag.names.tolist()
+    bearing = store[bag.rows, 0] > 3
+    assert shown["attention"][bearing].mean() > 2 * shown["attention"][~bearing].mean()
+
+
+def test_a_target_drawn_by_lot_is_not_found(made: Config):
+    metric = _run(made, "lots", "abmil-fine")["by_share"]["1"]["metrics"]["auroc"]
+    assert metric["interval"][0] < 0.5 < metric["interval"][1]
+    metric = _run(made, "lots", "mean")["by_share"]["1"]["metrics"]["auroc"]
+    assert metric["interval"][0] < 0.5 < metric["interval"][1]
+
+
+def test_what_is_not_in_the_coarse_tiles_is_not_found_there(made: Config):
+    metric = _run(made, "fine", "abmil-coarse")["by_share"]["1"]["metrics"]["auroc"]
+    assert metric["interval"][0] < 0.5 < metric["interval"][1]
+
+
+def test_a_number_is_found_by_the_mean(made: Config):
+    metrics = _run(made, "level", "mean")["by_share"]["1"]["metrics"]
+    assert metrics["r2"]["value"] > 0.8 and metrics["spearman"]["value"] > 0.9
+
+
+def test_every_aggregator_has_the_same_folds(made: Config):
+    folder = Path(made.results) / "biomarkers" / "fine"
+    for name in ("abmil-fine", "mma-region"):
+        biomarkers.run(made, "fine", name)
+    one, other = (
+        read_parquet(folder / f"{name}.parquet").query("share == 1").set_index("slide_id")[["repeat", "fold", "truth"]]
+        for name in ("abmil-fine", "mma-region")
+    )
+    assert one.sort_index().equals(other.sort_index())
+    assert one["fold"].nunique() == 5
+
+
+def test_the_same_seed_gives_the_same_bytes(made: Config):
+    folder = Path(made.results) / "biomarkers" / "fine"
+    contents = []
+    for _ in range(2):
+        biomarkers.run(made, "fine", "mma")
+        contents.append([(folder / name).read_bytes() for name in ("mma.json", "mma.parquet", "attention/mma.parquet")])
+    assert contents[0] == contents[1]
+
+
+def test_tokens_of_every_kind(made: Config):
+    read = {e.name: SlideTokens(made, e).read("S03") for e in made.biomarkers.aggregators}
+    assert {name: len(bag) for name, bag in read.items()} == {
+        "abmil-fine": 48, "abmil-coarse": 3, "mean": 51, "mma": 51, "mma-region": 3,
+    }  # fmt: skip
+    assert set(read["mean"].kind) == {0, 1} and set(read["mma-region"].kind) == {2}
+    assert set(read["mma-region"].names) == set(read["abmil-coarse"].names)
+
+
+def test_fewer_tiles_are_a_part_of_more_and_are_mixed_anew(made: Config):
+    for name in ("abmil-fine", "mma"):
+        tokens = SlideTokens(made, made.biomarkers.aggregator(name))
+        sizes = {share: set(tokens.read("S03", share).names) for share in (1.0, 0.7, 0.5, 0.1)}
+        assert sizes[0.1] < sizes[0.5] < sizes[0.7] < sizes[1.0]
+    coarse = {name for name in sizes[1.0] if "_L0_" in name}
+    assert len(coarse) == 3 and coarse < sizes[0.1] and len(sizes[0.5]) == 3 + 24
+    whole, part = tokens.read("S03"), tokens.read("S03", 0.5)
+    again = tokens._mixed("S03", 0.9999)  # nothing is dropped, but mixed anew
+    assert np.allclose(whole.take(), again[0][again[1]["token"] == "tile"], atol=1e-5)
+    place = {name: n for n, name in enumerate(whole.names)}
+    common = whole.take()[[place[name] for name in part.names]]
+    assert not np.allclose(common, part.take(), atol=1e-4)
+
+
+def test_slides_without_tissue_or_value_are_left_out(tmp_path: Path):
+    fake_slides(tmp_path)
+    config = slide_config(tmp_path)
+    cohort = read_parquet(tmp_path / "cohort" / "slides.parquet")
+    cohort.loc[3, "fine"], cohort.loc[4, "fine"] = None, "  "
+    write_parquet(tmp_path / "cohort" / "slides.parquet", cohort)
+    dense = tmp_path / "embed" / "enc" / "dense"
+    np.save(dense / "S07.npy", np.zeros((0, DIM), np.float32))
+    write_parquet(dense / "S07.parquet", read_parquet(dense / "S07.parquet")[:0])
+    report = _run(config, "fine", "mean")
+    assert report["slides"] == 37 and report["without_tokens"] == ["S07"]
+
+
+def test_faults_are_named(made: Config, tmp_path: Path):
+    def changed(**target: str) -> Config:
+        return slide_config(Path(made.results), biomarkers={"targets": [{"name": "t", **target}]})
+
+    with pytest.raises(MadError, match="wants column 'her2'; the cohort sheet has .*'fine'"):
+        biomarkers.run(changed(column="her2"), "t", "mean")
+    with pytest.raises(MadError, match="is a regression, but patient_id of slide S00 is 'PS00'"):
+        biomarkers.run(changed(column="patient_id", task="regression"), "t", "mean")
+    with pytest.raises(MadError, match="5 folds need 5 patients of every class"):
+        biomarkers.run(changed(column="patient_id"), "t", "mean")
+    with pytest.raises(MadError, match="no entry named 'x'; there are"):
+        biomarkers.run(made, "x", "mean")
+    fake_slides(tmp_path)
+    with pytest.raises(MadError, match="run `mad mix mixer` first"):
+        biomarkers.run(slide_config(tmp_path), "fine", "mma")
+
+
+def test_an_absent_encoder_is_told(tmp_path: Path):
+    from mad.files import write_json
+
+    fake_slides(tmp_path, patients=2)
+    write_json(tmp_path / "embed" / "enc" / "audit.json", {"status": "absent", "reason": "gated"})
+    assert _run(slide_config(tmp_path), "fine", "mean")["reason"] == "gated"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"aggregators": [{"name": "a", "encoder": "none"}]}, "asks for encoder 'none'"),
+        ({"aggregators": [{"name": "a", "mixer": "none"}]}, "asks for mixer 'none'"),
+        ({"aggregators": [{"name": "a", "mixer": "mixer", "encoder": "enc"}]}, "either `encoder` or `mixer`"),
+        ({"aggregators": [{"name": "a", "encoder": "enc", "tokens": "region"}]}, "only a mixer has region tokens"),
+        ({"baseline": "x"}, "baseline 'x' is none of the aggregators"),
+        ({"folds": 4}, "folds"),
+    ],
+)
+def test_configuration_faults_are_named(tmp_path: Path, change: dict, message: str):
+    with pytest.raises(MadError, match=message):
+        slide_config(tmp_path, biomarkers=change)
+
+
+def test_the_baseline_is_found(tmp_path: Path):
+    assert slide_config(tmp_path).biomarkers.compared_with == "abmil-fine"
+    assert slide_config(tmp_path, biomarkers={"baseline": "mean"}).biomarkers.compared_with == "mean"
+    assert tuple(slide_config(tmp_path).tile.magnifications) == LADDER

@@ -1,0 +1,103 @@
+"""What belongs to the workflow beside its rules: logs, benchmarks, captions, environments, profiles, quick parsing."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+RULES = {
+    match["name"]: match[0]
+    for path in sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+    for match in re.finditer(
+        r"^(?P<indent> *)rule (?P<name>\w+):\n(?:(?P=indent) +.*\n|\n)*", path.read_text(), re.MULTILINE
+    )
+}
+WORKING = [name for name, text in RULES.items() if "shell:" in text]
+
+
+def test_rules_are_found() -> None:
+    assert {"tile_slide", "shard_cohort", "train_run", "report"} <= set(WORKING)
+    assert "tile" in RULES and "tile" not in WORKING
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_a_rule_names_what_a_cluster_needs(name: str) -> None:
+    text = RULES[name]
+    for key in ("log:", "benchmark:", "conda:"):
+        assert key in text, key
+    assert "{log} 2>&1" in text, "what a command says is in its log"
+    if "localrule: True" not in text:
+        assert "mem_mb=" in text and "runtime=" in text
+    assert "retries:" not in text, "retries stand in the profile alone, or they multiply"
+
+
+def test_every_caption_is_there_and_used() -> None:
+    named = {caption for text in RULES.values() for caption in re.findall(r"report/([\w{}]+)\.rst", text)}
+    text = (ROOT / "workflow/rules/report.smk").read_text()
+    for key, name in (("{table}", "TABLES"), ("{figure}", "FIGURES")):
+        found = re.search(rf"^{name} = {{(.*?)^}}", text, re.MULTILINE | re.DOTALL)
+        assert found and key in named
+        later = re.findall(rf'^ +{name}\["(\w+)"\] =', text, re.MULTILINE)
+        named = named - {key} | {*re.findall(r'^ +"(\w+)":', found[1], re.MULTILINE), *later}
+    assert named == {path.stem for path in (ROOT / "workflow" / "report").glob("*.rst")}
+
+
+def test_environments_hold_the_pinned_packages() -> None:
+    """pyproject.toml says what is needed, constraints.txt which versions, each environment file both."""
+    lines = (ROOT / "envs" / "constraints.txt").read_text().splitlines()
+    pins = {
+        canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines) if version
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [text for group in project["optional-dependencies"].values() for text in group]
+    for text in project["dependencies"] + extras:
+        wanted = Requirement(text)
+        version = pins.get(canonicalize_name(wanted.name))
+        assert version, f"{wanted.name} has no version in envs/constraints.txt"
+        assert wanted.specifier.contains(version), f"{text}: envs/constraints.txt has {version}"
+    expected = {
+        (canonicalize_name(wanted.name), f"=={pins[canonicalize_name(wanted.name)]}", str(wanted.marker))
+        for wanted in map(Requirement, project["dependencies"])
+    }
+    files = list((ROOT / "envs").glob("*.yaml"))
+    assert files
+    for path in files:
+        packages = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
+        found = {(canonicalize_name(r.name), str(r.specifier), str(r.marker)) for r in map(Requirement, packages)}
+        assert found == expected, path.name
+
+
+def test_every_environment_is_used() -> None:
+    named = {name for text in RULES.values() for name in re.findall(r'conda:\n\s+"../../envs/(\w+\.yaml)"', text)}
+    assert named == {path.name for path in (ROOT / "envs").glob("*.yaml")}
+
+
+def test_profiles_name_rules_that_exist() -> None:
+    for path in (ROOT / "profiles").glob("*/profile.yaml"):
+        profile = yaml.safe_load(path.read_text())
+        for key in ("set-resources", "set-threads", "groups"):
+            assert set(profile.get(key) or {}) <= set(RULES), f"{path}: {key}"
+        assert set(profile.get("group-components", {})) <= set(profile.get("groups", {}).values())
+    assert (ROOT / "slurm").resolve() == ROOT / "profiles" / "slurm"
+
+
+def test_parsing_the_workflow_loads_nothing_heavy(tmp_path: Path) -> None:
+    """Every job of a cluster parses the workflow again."""
+    code = (
+        "import sys\nfrom snakemake.cli import main\n"
+        "try: main(['--dry-run', '--quiet', '--directory', sys.argv[1], '--snakefile', sys.argv[2]])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'timm', 'pyvips', 'cv2', 'sklearn', 'skimage', 'matplotlib', 'scipy'}\n"
+        "assert 'mad.config' in sys.modules and not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text())
+    command = [sys.executable, "-c", code, str(tmp_path), str(ROOT / "Snakefile")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
