@@ -60,8 +60,8 @@ def test_only_what_changed_is_encoded_again(
     config = configure(tmp_path, slides, **COLOUR)
     folder = run_all(config)
     done: list[str] = []
-    real = embed._encode
-    monkeypatch.setattr(embed, "_encode", lambda *given: done.append(given[-1].split()[2]) or real(*given))
+    real = embed.embed_tiles
+    monkeypatch.setattr(embed, "embed_tiles", lambda *given: done.append(given[3].split()[2]) or real(*given))
     embed.run(config, "colour")
     assert sorted(done) == ["S01", "S02", "S02"]
     done.clear()
@@ -148,8 +148,20 @@ def test_numbers_that_are_not_finite_stop_the_stage(
     folder = run_all(config)
     embed.run(config, "colour")
     monkeypatch.setattr(embed, "load_encoder", lambda *_: Broken())
-    with pytest.raises(MadError, match="not finite"):
+    with pytest.raises(MadError, match=r"not finite for S01_L\d"):
         embed.run(config, "colour")
     assert not (folder / "embed" / "colour" / "audit.json").exists()
     with pytest.raises(MadError, match="no finished embeddings"):
         evaluate.load(config, "colour")
+
+
+def test_the_first_tile_whose_embedding_is_not_finite_is_named() -> None:
+    class Broken:
+        audit = {"dim": 1}
+
+        def __call__(self, tiles: np.ndarray) -> np.ndarray:
+            return np.where(tiles[:, :1, 0, 0] == 5, np.nan, 1.0).astype(np.float32)
+
+    images = (np.full((2, 2, 3), n, np.uint8) for n in range(9))
+    with pytest.raises(MadError, match="not finite for tile-5 and 0 more of 3"):
+        embed_tiles(Broken(), images, 3, "embed", "tile-{}".format)

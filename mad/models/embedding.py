@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -21,7 +21,10 @@ NO_MEMORY = (
 )  # what torch says of a CPU's, as a RuntimeError
 
 
-def embed_tiles(encoder: Encoder, images: Iterable[np.ndarray], batch: int | None, what: str) -> np.ndarray:
+def embed_tiles(
+    encoder: Encoder, images: Iterable[np.ndarray], batch: int | None, what: str,
+    name_of: Callable[[int], str] = "tile {} of the stream, from 0,".format,
+) -> np.ndarray:  # fmt: skip
     """Embeddings float32 [n, d] of a stream of n tiles, in its order.
 
     Args:
@@ -29,11 +32,12 @@ def embed_tiles(encoder: Encoder, images: Iterable[np.ndarray], batch: int | Non
         images: uint8 RGB [h, w, 3] each; consumed in a thread of its own, one batch ahead.
         batch: tiles per forward pass; None: 64 on a CPU, 256 on a GPU. Halved where the device's memory does not suffice.
         what: name of the work, for messages.
+        name_of: name of the n-th tile of the stream, for messages.
 
     Raises:
-        MadError: an embedding is not finite, or a single tile is too much for the device.
+        MadError: an embedding is not finite (the first such tile is named), or a single tile is too much for the device.
     """
-    batch, parts = batch or (GPU_BATCH if torch.cuda.is_available() else CPU_BATCH), []
+    batch, parts, embedded = batch or (GPU_BATCH if torch.cuda.is_available() else CPU_BATCH), [], 0
     for tiles in _ahead(_stacks(images, batch)):
         done = 0
         while done < len(tiles):
@@ -48,12 +52,15 @@ def embed_tiles(encoder: Encoder, images: Iterable[np.ndarray], batch: int | Non
                 torch.cuda.empty_cache()
                 log(f"{what}: out of memory, goes on with batches of {batch}")
                 continue
-            if not np.isfinite(vectors).all():
+            if len(broken := np.flatnonzero(~np.isfinite(vectors).all(1))):
                 raise MadError(
-                    f"{what}: the encoder gives numbers that are not finite; its weights or dtype are at fault"
+                    f"{what}: the encoder gives numbers that are not finite for {name_of(embedded + int(broken[0]))} and "
+                    f"{len(broken) - 1} more of {len(vectors)} tiles: of all tiles its weights or dtype are at fault, of few of "
+                    "them their pixels or the range of float16"
                 )
             parts.append(vectors)
             done += len(vectors)
+            embedded += len(vectors)
     return np.concatenate(parts) if parts else np.zeros((0, encoder.audit["dim"]), np.float32)
 
 

@@ -10,7 +10,7 @@ last, tells what the encoder was.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -92,13 +92,9 @@ def _embed_shards(config: Config, name: str, encoder: Encoder, row: SlideRow, fo
     places = list(table[["shard", "offset", "size"]].itertuples(index=False, name=None))
     images = (decode(read_member(shards, *place)) for place in places)
     what = f"embed {name} {row.slide_id}"
-    write_embeddings(
-        folder,
-        row.slide_id,
-        key,
-        table["tile_id"],
-        _encode(encoder, images, len(places), config.encoder(name).batch, what),
-    )
+    shown = track(images, what, total=len(places), unit="tiles")
+    vectors = embed_tiles(encoder, shown, config.encoder(name).batch, what, lambda n: table["tile_id"].iloc[n])
+    write_embeddings(folder, row.slide_id, key, table["tile_id"], vectors)
     return len(places)
 
 
@@ -138,11 +134,7 @@ def _embed_dense(
                         yield pixels
 
     what = f"embed {name} {row.slide_id} (dense)"
-    vectors = _encode(encoder, images() if order else [], len(order), config.encoder(name).batch, what)
+    shown = track(images() if order else [], what, total=len(order), unit="tiles")
+    vectors = embed_tiles(encoder, shown, config.encoder(name).batch, what, lambda n: table["tile_id"].iloc[read[n]])
     write_embeddings(folder, row.slide_id, key, table["tile_id"].iloc[read], vectors)
     return len(read)
-
-
-def _encode(encoder: Encoder, images: Iterable[np.ndarray], total: int, batch: int | None, what: str) -> np.ndarray:
-    """Embeddings float32 [n, d] of a stream of (about) `total` tiles."""
-    return embed_tiles(encoder, track(images, what, total=total, unit="tiles"), batch, what)

@@ -49,7 +49,7 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
     model = load_encoder(sized, encoder)
     what = f"embed {encoder}"
     images = (read_image(table_path.parent / name) for name in track(table["path"], what, unit="tiles"))
-    features = embed_tiles(model, images, config.encoder(encoder).batch, what)
+    features = embed_tiles(model, images, config.encoder(encoder).batch, what, lambda n: str(table["path"].iloc[n]))
     folder = out / encoder
     with atomic_path(folder / "embeddings.npy") as temporary:
         np.save(temporary, features)
