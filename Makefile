@@ -7,14 +7,23 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo    the whole pipeline on the synthetic cohort: results/report"
+	@echo "make report  tables, figures, quality, provenance in one file: results/report/report.html"
 	@echo "make test    the tests"
 	@echo "make test-slurm    trainings requeued and cancelled on a Slurm of this machine: apt-get install slurm-wlm munge, root"
 	@echo "make lint    ruff, mypy, import-linter, snakefmt, snakemake --lint"
 
-demo: .venv/installed
-	$(BIN)/snakemake --cores $(CORES)
-	$(BIN)/snakemake --cores 1 --report results/report/report.html
+demo: .venv/installed report
 	@echo "tables: results/report/tables  figures: results/report/figures  all of it: results/report/report.html"
+	@echo "slides with their maps: $(BIN)/mad view"
+
+# Of another configuration: make report CONFIG=configs/own-slides.yaml
+OVERRIDE = $(if $(CONFIG),--configfile $(CONFIG))
+RESULTS = $(shell $(BIN)/python -c "from mad.config import load_config; print(load_config('$(or $(CONFIG),config.yaml)').results)")
+
+report: .venv/installed
+	$(BIN)/snakemake --cores $(CORES) $(OVERRIDE)
+	$(BIN)/snakemake --cores 1 $(OVERRIDE) --report $(RESULTS)/report/report.html
+	@echo "$(RESULTS)/report/report.html"
 
 test: .venv/installed
 	$(BIN)/python -m pytest

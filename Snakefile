@@ -18,6 +18,7 @@ include: "workflow/rules/adapt.smk"
 include: "workflow/rules/mix.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/viewer.smk"
 include: "workflow/rules/evidence.smk"
 include: "workflow/rules/biomarkers.smk"
 
@@ -42,6 +43,7 @@ rule all:
         rules.qc.output,
         rules.report.input,
         rules.report.output,
+        rules.viewer.output,
         rules.mix.input,
         rules.evidence.output if CFG.evidence.groups else [],
         rules.biomarkers.output if CFG.biomarkers.targets else [],

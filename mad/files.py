@@ -60,9 +60,7 @@ def atomic_path(path: Pathlike) -> Iterator[Path]:
             raise StorageError(f"{path}: could not be written; is the disk full?")
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         if error.errno not in FULL:
@@ -73,6 +71,34 @@ def atomic_path(path: Pathlike) -> Iterator[Path]:
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Pathlike) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on a clean exit it takes the place of `path`, otherwise it is removed.
+
+    Raises:
+        StorageError: the folder cannot be made.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:60]}."))
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be made ({error}); mend the folder or the key `results`") from None
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def to_json(value: Any) -> str:

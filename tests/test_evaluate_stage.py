@@ -106,7 +106,9 @@ def test_tables_print_what_the_json_holds(whole: Path) -> None:
     assert text.index("| mad |") < text.index("| shifted |") < text.index("| absent | absent")
     assert "No intervals: 2 test patient(s), an interval needs 5." in text
     for name in ("table2", "table3", "table4", "table5", "scales", "sites", "slides", "training", "time"):
-        assert {path.suffix for path in (whole / "report" / "tables").glob(f"{name}.*")} == {".csv", ".md", ".tex"}
+        assert {path.suffix for path in (whole / "report" / "tables").glob(f"{name}.*")} == {
+            ".csv", ".md", ".tex", ".html",
+        }  # fmt: skip
         assert "nan" not in (whole / "report" / "tables" / f"{name}.md").read_text().lower()
     assert "| tile | 1 | 3.5 | 3.5 | – | 120 |" in (whole / "report" / "tables" / "time.md").read_text()
 

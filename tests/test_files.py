@@ -8,6 +8,8 @@ import pytest
 
 from mad.files import (
     MadError,
+    StorageError,
+    atomic_folder,
     atomic_path,
     digest,
     read_json,
@@ -50,3 +52,18 @@ def test_parquet_bytes_depend_on_content_alone(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(read_parquet(tmp_path / "1.parquet"), table)
     with pytest.raises(MadError, match="run the stage that makes it"):
         read_parquet(tmp_path / "3.parquet")
+
+
+def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "made" / "folder") as folder:
+        (folder / "first").write_text("1")
+    with pytest.raises(ValueError), atomic_folder(tmp_path / "made" / "folder") as folder:
+        (folder / "second").write_text("2")
+        raise ValueError
+    assert [path.name for path in (tmp_path / "made").rglob("*")] == ["folder", "first"]
+    with atomic_folder(tmp_path / "made" / "folder") as folder:
+        (folder / "second").write_text("2")
+    assert [path.name for path in (tmp_path / "made").rglob("*")] == ["folder", "second"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be made"), atomic_folder(tmp_path / "file" / "folder"):
+        pass

@@ -218,6 +218,23 @@ def test_a_mixer_makes_its_encoder_embed_whole_slides_and_reruns_alone(project: 
     project.config |= {"encoders": [], "mixers": []}
 
 
+def test_the_viewer_cuts_a_slide_again_only_for_itself(project: Project) -> None:
+    project.snakemake("--cores", "2", "viewer")
+    folder = Path(str(project.config["results"])) / "report" / "viewer"
+    assert (folder / "index.html").exists() and [path.name for path in (folder / "pages").glob("*.html")] == [
+        "S02.html"
+    ]
+    assert project.planned("viewer") == set()
+    project.config["evaluate"] = {"segmentation_magnifications": [10]}
+    assert project.planned("viewer") == {"viewer"}
+    project.config["viewer"] = {"quality": 90}
+    assert project.planned("viewer") == {"viewer_slide:S02", "viewer"}
+    project.config["viewer"] = {"slides": "all"}
+    assert {"viewer_slide:S01", "viewer"} <= project.planned("viewer")
+    assert "viewer_slide:S02" not in project.planned("viewer")
+    del project.config["evaluate"], project.config["viewer"]
+
+
 def test_a_distillation_waits_for_its_teachers_embeddings_and_more_slides_retrain_nothing(project: Project) -> None:
     student = {"name": "student", "method": "xmag", "distill": {"teacher": "colour"}, "mix": {"10x-40x": 1}}
     student |= {key: RUN[key] for key in ("steps", "warmup", "batch", "runtime")}

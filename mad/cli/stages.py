@@ -210,6 +210,21 @@ def report(config: ConfigFile = DEFAULT) -> None:
 
 
 @app.command()
+def viewer(
+    slide: Annotated[str | None, typer.Argument(help="Make this slide's picture pyramid only.")] = None,
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Make the viewer, report/viewer/: with SLIDE its zoomable picture, without the pages and layers of all."""
+    from mad.stages import viewer as stage
+
+    settings = load_config(config)
+    if slide is None:
+        stage.run(settings)
+    else:
+        stage.run_slide(settings, find_rows(settings, [slide])[0])
+
+
+@app.command()
 def evidence(config: ConfigFile = DEFAULT) -> None:
     """Compare the groups of `evidence:` over seeds and test patients: a table and a picture."""
     from mad.stages import evidence as stage

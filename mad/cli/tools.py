@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -107,6 +108,20 @@ def plan(
         typer.echo(to_json(found), nl=False)
     else:
         Console(width=None if sys.stdout.isatty() else 140).print(*render(found), sep="\n")
+
+
+@app.command()
+def view(
+    folder: Annotated[Path, typer.Argument(help="A viewer's folder.")] = Path("results/report/viewer"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+) -> None:
+    """Serve the viewer (slides with labels and predictions as layers) to the browser of this machine, until Ctrl-C."""
+    from mad.reporting.serve import open_server
+
+    with open_server(folder, port) as server:
+        print(f"http://127.0.0.1:{server.server_port}/", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @config_app.command("check")

@@ -20,6 +20,7 @@ from mad.config.evidence import EvidenceConfig
 from mad.config.regions import MixerConfig, check_mixers
 from mad.config.synthetic import SyntheticConfig
 from mad.config.training import RunConfig
+from mad.config.viewer import ViewerConfig
 from mad.files import MadError
 
 
@@ -195,8 +196,7 @@ class Config(Section):
     on_bad_slide: Literal["quarantine", "fail"] = "quarantine"
     """What an unreadable slide does: it is listed with its cause and the rest goes on, or the run stops."""
     on_missing_encoder: Literal["absent", "fail"] = "absent"
-    """What published weights that cannot be had do (gated, offline): the encoder's row says so and the comparison goes on, or the
-    run stops."""
+    """Published weights that cannot be had (gated, offline): the encoder's row says so and the rest goes on, or the run stops."""
     cohort: CohortConfig = CohortConfig()
     """Slides and patients."""
     synthetic: SyntheticConfig = SyntheticConfig()
@@ -223,6 +223,8 @@ class Config(Section):
     """The evidence table: methods with several seeds each."""
     biomarkers: BiomarkersConfig = BiomarkersConfig()
     """Slide-level targets and the heads that predict them."""
+    viewer: ViewerConfig = ViewerConfig()
+    """The slides with their maps in a browser."""
 
     @model_validator(mode="after")
     def _caps_name_what_there_is(self) -> Config:

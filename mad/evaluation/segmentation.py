@@ -13,6 +13,7 @@ from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.data import class_counts, plain
 from mad.metrics.confusion import accuracy, class_dice, class_iou, confusion_matrix, macro
 from mad.metrics.maps import boundary_f, cell_numbers, fragments, pixel_confusion
+from mad.slides.shown import mapped_slides
 
 if TYPE_CHECKING:
     from mad.evaluation.probe import Probe
@@ -33,22 +34,14 @@ SHARE = "share_"
 
 
 def segmentation_slides(slides: pd.DataFrame, config: EvaluationConfig) -> list[str]:
-    """Slides of Figure 4: those that the configuration names, else the first annotated test slides by id.
-
-    With `split_by: block` a slide has no split, and the first annotated ones are taken.
+    """Slides of Figure 4 (`mapped_slides`).
 
     Args:
         slides: cohort table (slide_id, split, annotation).
         config: the evaluation section.
     """
-    if config.segmentation_slides:
-        return [slide for slide in config.segmentation_slides if slide in set(slides["slide_id"])]
-    chosen = slides
-    if "annotation" in slides:
-        chosen = chosen[chosen["annotation"].notna() & (chosen["annotation"].astype(str) != "")]
-    if "split" in slides:
-        chosen = chosen[chosen["split"].isna() | (chosen["split"] == "test")]
-    return sorted(chosen["slide_id"])[: config.segmentation_num_slides]
+    table = slides[["slide_id", "annotation", "split"]].astype(object)
+    return mapped_slides(table.where(table.notna(), None).itertuples(index=False), config)  # type: ignore[arg-type]
 
 
 def paint(

@@ -35,6 +35,9 @@ const down=head.dataset.down=head.dataset.down==='1'?'0':'1',value=r=>r.cells[c]
 empty=v=>v===''||v==='–';
 rows.sort((a,b)=>{const x=value(a),y=value(b);if(empty(x)||empty(y))return empty(x)-empty(y);
 const d=isNaN(x)||isNaN(y)?x.localeCompare(y):x-y;return down==='1'?d:-d});body.append(...rows)});
+if(location.protocol==='data:'){ // inside Snakemake's report, which has the pictures themselves
+for(const gone of document.querySelectorAll('#gallery,.gallery,a[href="#gallery"]'))gone.remove();
+for(const link of document.querySelectorAll('a[href^="../"]'))link.replaceWith(...link.childNodes)}
 """
 TEMPLATE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

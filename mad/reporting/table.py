@@ -97,13 +97,13 @@ class Table:
         parts = [f"# {self.title}"]
         for block in self.blocks:
             parts += [f"## {block.title}", _grid(self.row_header, block, self.rows, bold=True)]
-            if printed := self._printed(block):
+            if printed := self.printed(block):
                 filled = [column for column in block.columns if any(column.key in row.cells for row in printed)]
                 parts += [
                     f"*{self.published_note}:*",
                     _grid("Model", Block(title="", columns=filled), printed, bold=False),
                 ]
-            parts.append(_sources(block))
+            parts.append(sources(block))
         absent = [f"{row.name}{'' if row.is_empty else ' is absent'}: {row.absent}." for row in self.rows if row.absent]
         parts.append("\n".join(f"- {note}" for note in self.notes + absent))
         return "\n\n".join(part for part in parts if part) + "\n"
@@ -112,11 +112,11 @@ class Table:
         r"""One booktabs `table` per block (`\usepackage{booktabs}`): our rows, best in bold, then the paper's, marked as such."""
         parts = [f"% {self.title}"]
         for number, block in enumerate(self.blocks):
-            best = _best(block, self.rows)
+            best = best_cells(block, self.rows)
             width = len(block.columns) + 1
             ours = [_tex_line(row, block.columns, {key for name, key in best if name == row.name}) for row in self.rows]
             lines = [r"\toprule", _tex_cells([self.row_header, *(c.header for c in block.columns)]), r"\midrule", *ours]
-            if printed := self._printed(block):
+            if printed := self.printed(block):
                 marked = rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_escape(self.published_note)}}}}} \\"
                 lines += [r"\midrule", marked, *(_tex_line(row, block.columns, set()) for row in printed)]
             lines.append(r"\bottomrule")
@@ -136,23 +136,24 @@ class Table:
             )
         return "\n\n".join(parts) + "\n"
 
-    def _printed(self, block: Block) -> list[Row]:
+    def printed(self, block: Block) -> list[Row]:
         """The paper's rows that have a number in a block."""
         return [row for row in self.published if any(column.key in row.cells for column in block.columns)]
 
 
 def _grid(row_header: str, block: Block, rows: list[Row], *, bold: bool) -> str:
-    best = _best(block, rows) if bold else set()
+    best = best_cells(block, rows) if bold else set()
     lines = [[row_header, *(column.header for column in block.columns)]]
     lines.append(["---", *["---:"] * len(block.columns)])
     for row in rows:
-        texts = [_text(row, column) for column in block.columns]
+        texts = [cell_text(row, column) for column in block.columns]
         marked = [f"**{t}**" if (row.name, c.key) in best else t for t, c in zip(texts, block.columns, strict=True)]
         lines.append([row.name, *marked])
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _text(row: Row, column: Column) -> str:
+def cell_text(row: Row, column: Column) -> str:
+    """What is printed of a cell: the rounded number with its spread and interval, or why there is none."""
     if row.absent:
         return "n/a" if row.is_empty else "absent"
     cell = row.cells.get(column.key, Cell(value=None))
@@ -169,7 +170,7 @@ def _text(row: Row, column: Column) -> str:
     return text
 
 
-def _best(block: Block, rows: list[Row]) -> set[tuple[str, str]]:
+def best_cells(block: Block, rows: list[Row]) -> set[tuple[str, str]]:
     """(row, column key) of the best printed number of each column; equal ones together, none where all are equal."""
     best = set()
     for column in block.columns:
@@ -184,7 +185,7 @@ def _best(block: Block, rows: list[Row]) -> set[tuple[str, str]]:
     return best
 
 
-def _sources(block: Block) -> str:
+def sources(block: Block) -> str:
     """The places of a block's numbers, by the JSON that they stand in."""
     found: dict[str, list[str]] = {}
     for column in block.columns:
@@ -195,7 +196,7 @@ def _sources(block: Block) -> str:
 
 
 def _tex_line(row: Row, columns: list[Column], best: set[str]) -> str:
-    texts = [_escape(_text(row, column)) for column in columns]
+    texts = [_escape(cell_text(row, column)) for column in columns]
     marked = [rf"\textbf{{{text}}}" if c.key in best else text for text, c in zip(texts, columns, strict=True)]
     return " & ".join([_escape(row.name), *marked]) + r" \\"
 

@@ -1,7 +1,8 @@
 """Stage `report`: Tables 2-5, Figures 3 and 4, and tables on slides, trainings and time.
 
 Reads evaluate/*/, and for what no protocol measures shard/ and tile/ (Table 2, slides), train/*/summary.json (health) and
-benchmarks/ (time); opens the slides of Figure 4 for their thumbnails. Writes report/tables/*.{csv,md,tex}, report/figures/*.png.
+benchmarks/ (time); opens the slides of Figure 4 for their thumbnails. Writes report/tables/*.{csv,md,tex,html},
+report/figures/*.png, report/maps/ and report/provenance.{json,html}.
 An encoder that was not evaluated is a row that says so.
 """
 
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mad.config import Config
 from mad.config.evaluation import NONINFERIORITY, PROTOCOLS
-from mad.files import MadError, atomic_path, read_json, read_parquet
+from mad.files import MadError, atomic_path, read_json, read_parquet, write_json
 from mad.progress import log
 from mad.reporting.from_json import Reports
 
@@ -27,7 +28,7 @@ THUMBNAIL_PX = 1400
 
 
 def run(config: Config) -> None:
-    """Write every table and figure, and the maps' polygons.
+    """Write every table and figure, the maps' polygons, and the provenance of it all.
 
     Raises:
         MadError: there is no cohort table.
@@ -35,6 +36,7 @@ def run(config: Config) -> None:
     from mad.reporting.composition import table2
     from mad.reporting.map_table import map_table
     from mad.reporting.noninferiority import noninferiority_table
+    from mad.reporting.provenance import provenance, provenance_page
     from mad.reporting.qc import health_table, slide_table, time_table
     from mad.reporting.quality import SHARD_COLUMNS, TILE_COLUMNS, slide_facts
     from mad.reporting.scale_tables import scale_table, site_table
@@ -78,6 +80,10 @@ def run(config: Config) -> None:
     _fields(config)
     _figure3(config, reports)
     _figure4(config, slides, facts, reports)
+    found = provenance(config)
+    write_json(results / "report" / "provenance.json", found)
+    with atomic_path(results / "report" / "provenance.html") as temporary:
+        temporary.write_text(provenance_page(found), encoding="utf-8")
     log(f"report: {len(tables)} tables and 2 figures in {results / 'report'}")
 
 
@@ -94,10 +100,12 @@ def read_reports(results: Path, encoders: list[str]) -> Reports:
 
 
 def write_table(folder: Path, table: Table) -> None:
-    """A table as CSV (unrounded), Markdown and LaTeX."""
+    """A table as CSV (unrounded), Markdown, LaTeX and a page that sorts."""
+    from mad.reporting.table_page import table_page
+
     with atomic_path(folder / f"{table.name}.csv") as temporary:
         table.frame().to_csv(temporary, index=False)
-    for suffix, text in (("md", table.markdown()), ("tex", table.latex())):
+    for suffix, text in (("md", table.markdown()), ("tex", table.latex()), ("html", table_page(table))):
         with atomic_path(folder / f"{table.name}.{suffix}") as temporary:
             temporary.write_text(text, encoding="utf-8")
 
@@ -153,7 +161,9 @@ def _benchmarks(folder: Path) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame(columns=["stage", "s"])
     jobs = pd.concat(parts, ignore_index=True)
-    stages = ("cohort", "tile", "sample", "shard", "train", "embed", "mix", "evaluate", "biomarkers", "report")
+    stages = (
+        "cohort", "tile", "sample", "shard", "train", "embed", "mix", "evaluate", "biomarkers", "report", "viewer",
+    )  # fmt: skip
     order = {stage: number for number, stage in enumerate(stages)}
     return jobs.sort_values("stage", key=lambda stages: stages.map(lambda stage: order.get(stage, -1)), kind="stable")
 

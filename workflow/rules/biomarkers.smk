@@ -55,11 +55,11 @@ if TARGETS:
             results(
                 "report/tables/{table}.{format}",
                 table=["biomarkers", "biomarkers_tiles"],
-                format=["csv", "tex"],
+                format=["csv", "md", "tex"],
             ),
             [
                 report(
-                    f"{RESULTS}/report/tables/{table}.md",
+                    f"{RESULTS}/report/tables/{table}.html",
                     caption="../report/biomarkers.rst",
                     category="Slide-level targets",
                     labels={"table": title},

@@ -14,6 +14,7 @@ from mad.config.regions import region_encoders
 from mad.config.weights import weights_file
 from mad.files import MadError, digest, read_json, write_json_if_changed
 from mad.slides.sheet import cohort_rows
+from mad.slides.shown import viewed_slides
 
 # Rules call `python`: the one that runs Snakemake, unless a rule's own environment comes first. It finds `mad` here.
 os.environ.update(
@@ -28,6 +29,7 @@ try:
     CFG = parse_config(config, source="config.yaml or a --configfile")
     validate(config, "../schemas/config.schema.json", set_default=False)  # CFG has them
     SLIDES = {row.slide_id: row for row in cohort_rows(CFG)}
+    VIEWED = viewed_slides(SLIDES.values(), CFG)
 except MadError as error:
     raise WorkflowError(str(error)) from None
 

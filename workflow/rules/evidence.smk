@@ -15,11 +15,11 @@ if CFG.evidence.groups:
             results(
                 "report/tables/{table}.{format}",
                 table=["evidence", "evidence_slides"],
-                format=["csv", "tex"],
+                format=["csv", "md", "tex"],
             ),
             [
                 report(
-                    f"{RESULTS}/report/tables/{table}.md",
+                    f"{RESULTS}/report/tables/{table}.html",
                     caption="../report/evidence.rst",
                     category="Evidence",
                     labels={"table": title},

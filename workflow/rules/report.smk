@@ -1,8 +1,8 @@
 TABLES = {
-    "table2": "Dataset composition",
-    "table3": "Classification and clustering",
-    "table4": "Cross-magnification consistency",
-    "table5": "Cross-magnification generalisation",
+    "table2": "Table 2: Dataset composition",
+    "table3": "Table 3: Classification and clustering",
+    "table4": "Table 4: Cross-magnification consistency",
+    "table5": "Table 5: Cross-magnification generalisation",
     "scales": "Every magnification to every other; magnification in the embedding",
     "sites": "A site or scanner never seen in training",
     "maps": "Segmentation maps: tiles, pixels, shapes",
@@ -15,8 +15,8 @@ if CFG.evaluate.reference:
         "Students at a coarse magnification against their teacher"
     )
 FIGURES = {
-    "figure3_pca": "Parents and children in one embedding",
-    "figure4_segmentation": "Segmentation maps",
+    "figure3_pca": "Figure 3: parents and children in one embedding",
+    "figure4_segmentation": "Figure 4: segmentation maps",
 }
 
 if any(run.distill for run in CFG.runs):
@@ -65,10 +65,19 @@ rule report:
         check=[] if CFG.cohort.sheet else f"{RESULTS}/synthetic/check.json",
     output:
         directory(f"{RESULTS}/report/maps"),
-        results("report/tables/{table}.{format}", table=TABLES, format=["csv", "tex"]),
+        f"{RESULTS}/report/provenance.json",
+        report(
+            f"{RESULTS}/report/provenance.html",
+            caption="../report/provenance.rst",
+            category="Provenance",
+            labels={"page": "what made this report"},
+        ),
+        results(
+            "report/tables/{table}.{format}", table=TABLES, format=["csv", "md", "tex"]
+        ),
         [
             report(
-                f"{RESULTS}/report/tables/{table}.md",
+                f"{RESULTS}/report/tables/{table}.html",
                 caption=f"../report/{table}.rst",
                 category="Tables",
                 labels={"table": title},

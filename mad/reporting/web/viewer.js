@@ -1,0 +1,140 @@
+// One slide in OpenSeadragon with class maps above it. Coordinates are level-0 pixels of the slide wherever nothing else is said.
+"use strict";
+
+const { slide, colours } = JSON.parse(document.getElementById("page").textContent);
+const root = `../pyramids/${slide.slide_id}/slide_files/`;
+const LAST_ZOOM = 8; // screen pixels per pixel of the picture
+const BAR_PX = 160; // longest scale bar
+
+const viewer = OpenSeadragon({
+  id: "slide",
+  drawer: "canvas",
+  showNavigationControl: false,
+  showNavigator: true,
+  navigatorPosition: "TOP_RIGHT",
+  navigatorSizeRatio: 0.15,
+  navigatorBackground: "#eee",
+  navigatorOpacity: 1,
+  animationTime: 0.4,
+  maxZoomPixelRatio: LAST_ZOOM,
+  gestureSettingsMouse: { clickToZoom: false },
+  tileSources: {
+    width: slide.width,
+    height: slide.height,
+    tileSize: slide.tile_px,
+    tileOverlap: slide.overlap,
+    minLevel: Math.min(8, slide.thumbnail_level),
+    getTileUrl: (level, column, row) => `${root}${level}/${column}_${row}.jpg`,
+  },
+});
+
+// ---- places ----------------------------------------------------------------------------------------------------------------
+const toPicture = (x, y) => new OpenSeadragon.Point((x - slide.left) / slide.downsample, (y - slide.top) / slide.downsample);
+const toScreen = (x, y) => viewer.world.getItemAt(0).imageToViewerElementCoordinates(toPicture(x, y));
+function toSlide(point) {
+  const { x, y } = viewer.world.getItemAt(0).viewerElementToImageCoordinates(point);
+  return [slide.left + x * slide.downsample, slide.top + y * slide.downsample];
+}
+
+// ---- layers: pictures of one pixel per tile, enlarged without smoothing on a canvas above the slide --------------------------
+const layers = slide.layers.map((told) => {
+  const layer = { ...told, shown: false, opacity: 0.5, picture: new Image(), pixels: null };
+  layer.picture.onload = () => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [layer.picture.naturalWidth, layer.picture.naturalHeight];
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(layer.picture, 0, 0);
+    layer.pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+    draw();
+  };
+  layer.picture.src = `../layers/${slide.slide_id}/${told.picture}`;
+  return layer;
+});
+const maps = document.createElement("canvas");
+maps.id = "maps";
+viewer.drawer.canvas.after(maps);
+
+function draw() {
+  if (!viewer.world.getItemCount()) return;
+  const { clientWidth, clientHeight } = viewer.canvas;
+  const ratio = window.devicePixelRatio || 1;
+  maps.width = Math.round(clientWidth * ratio); // clears it
+  maps.height = Math.round(clientHeight * ratio);
+  const context = maps.getContext("2d");
+  context.scale(ratio, ratio);
+  context.imageSmoothingEnabled = false;
+  for (const layer of layers.filter(({ shown, pixels }) => shown && pixels)) {
+    const [left, top, width, height] = layer.extent;
+    const [from, to] = [toScreen(left, top), toScreen(left + width, top + height)];
+    context.globalAlpha = layer.opacity;
+    context.drawImage(layer.picture, from.x, from.y, to.x - from.x, to.y - from.y);
+  }
+  drawScale();
+}
+
+/** The colour of a layer at a place as `#rrggbb`; null outside of it and where it is transparent. */
+function colourAt(layer, x, y) {
+  const [left, top, width, height] = layer.extent;
+  const { pixels } = layer;
+  if (!pixels || x < left || y < top || x >= left + width || y >= top + height) return null;
+  const column = Math.floor(((x - left) / width) * pixels.width);
+  const row = Math.floor(((y - top) / height) * pixels.height);
+  const [red, green, blue, alpha] = pixels.data.slice(4 * (row * pixels.width + column));
+  return alpha ? `#${[red, green, blue].map((value) => value.toString(16).padStart(2, "0")).join("")}` : null;
+}
+
+// ---- scale bar and cursor ----------------------------------------------------------------------------------------------------
+function drawScale() {
+  const pixel = toScreen(slide.left + slide.downsample, slide.top).x - toScreen(slide.left, slide.top).x;
+  const micronsPerPixel = (slide.mpp * slide.downsample) / pixel; // of the screen
+  const unit = 10 ** Math.floor(Math.log10(BAR_PX * micronsPerPixel));
+  const length = unit * [5, 2, 1].find((step) => step * unit <= BAR_PX * micronsPerPixel);
+  const bar = document.querySelector("#scale span");
+  bar.textContent = length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(1))} µm`;
+  bar.style.width = `${length / micronsPerPixel}px`;
+}
+
+function tellCursor(event) {
+  if (!viewer.world.getItemCount()) return;
+  const corner = viewer.canvas.getBoundingClientRect();
+  const [x, y] = toSlide(new OpenSeadragon.Point(event.clientX - corner.left, event.clientY - corner.top));
+  const lines = [`x ${Math.floor(x)}, y ${Math.floor(y)} px`];
+  lines.push(`${((x * slide.mpp) / 1000).toFixed(3)}, ${((y * slide.mpp) / 1000).toFixed(3)} mm`);
+  const names = Object.fromEntries(Object.entries(colours).map(([name, colour]) => [colour.toLowerCase(), name]));
+  const found = layers.filter(({ shown }) => shown).map((layer) => {
+    const colour = colourAt(layer, x, y);
+    return [`${layer.name} ${layer.magnification}x: ${names[colour] ?? "–"}`, colour];
+  });
+  const cursor = document.getElementById("cursor");
+  cursor.replaceChildren(...[...lines.map((text) => [text, null]), ...found].map(([text, colour]) => {
+    const line = document.createElement("div");
+    if (colour) line.append(Object.assign(document.createElement("i"), { style: `background:${colour}` }));
+    line.append(text);
+    return line;
+  }));
+}
+
+// ---- controls ----------------------------------------------------------------------------------------------------------------
+for (const box of document.querySelectorAll("input[type=checkbox]")) {
+  const layer = layers[box.dataset.layer];
+  box.onchange = () => {
+    layer.shown = box.checked;
+    draw();
+  };
+}
+for (const slider of document.querySelectorAll("input[type=range]")) {
+  const layer = layers[slider.dataset.layer];
+  slider.oninput = () => {
+    layer.opacity = slider.value / 100;
+    draw();
+  };
+}
+document.getElementById("in").onclick = () => viewer.viewport.zoomBy(2);
+document.getElementById("out").onclick = () => viewer.viewport.zoomBy(0.5);
+document.getElementById("home").onclick = () => viewer.viewport.goHome();
+viewer.addHandler("update-viewport", draw);
+viewer.addHandler("open", draw);
+viewer.canvas.addEventListener("pointermove", tellCursor);
+
+const first = document.querySelector("input[type=checkbox]");
+if (first) first.click();
