@@ -3,7 +3,7 @@ PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 
-.PHONY: demo test test-slurm lint report help
+.PHONY: demo test test-slurm lint docs report help
 
 help:
 	@echo "make demo    the whole pipeline on the synthetic cohort: results/report"
@@ -11,6 +11,7 @@ help:
 	@echo "make test    the tests"
 	@echo "make test-slurm    trainings requeued and cancelled on a Slurm of this machine: apt-get install slurm-wlm munge, root"
 	@echo "make lint    ruff, mypy, import-linter, snakefmt, snakemake --lint"
+	@echo "make docs    the documentation as a site: site/index.html"
 
 demo: .venv/installed report
 	@echo "tables: results/report/tables  figures: results/report/figures  all of it: results/report/report.html"
@@ -32,15 +33,19 @@ test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm -s -rs tests/test_slurm.py
 
 lint: .venv/installed
-	$(BIN)/ruff check mad tests benchmarks
-	$(BIN)/ruff format --check mad tests benchmarks
+	$(BIN)/ruff check mad tests benchmarks docs/hooks.py
+	$(BIN)/ruff format --check mad tests benchmarks docs/hooks.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
+# A link or an anchor that leads nowhere is an error.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Constraints are the versions that were tested together; without a stamp a broken install is made again.
 .venv/installed: pyproject.toml envs/constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint envs/constraints.txt --editable '.[dev,slurm]'
+	$(BIN)/pip install --quiet --constraint envs/constraints.txt --editable '.[dev,docs,slurm]'
 	touch $@

@@ -74,16 +74,21 @@ def unbroken(results, tmp_path_factory):
     return run(fakes.tiny_config(folder, fakes.tiny_run(steps=80, head=STANDARDISED)))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def heed_ctrl_c():
+    """A shell's background jobs, and what they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_and_resumed_run_ends_bit_equal(fresh, unbroken, how):
     config = fakes.tiny_config(fresh, fakes.tiny_run(steps=80, head=STANDARDISED))
     metrics = fresh / "train" / "tiny" / "metrics.jsonl"
-    process = start(config)
+    process = start(config, preexec_fn=heed_ctrl_c)
     while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 10):
         time.sleep(0.002)
     process.send_signal(how)
     process.communicate()
-    assert process.returncode == (train.EXIT_RETRY if how == signal.SIGTERM else -signal.SIGKILL)
+    assert process.returncode == (-how if how == signal.SIGKILL else train.EXIT_RETRY)
     steps_done = len(train.read_metrics(metrics))
     assert 10 <= steps_done < 80
     assert not (fresh / "train" / "tiny" / "summary.json").exists()

@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The command `mad`: one command per stage, and a few for looking.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="The configuration: check it, print its schema.")
+config_app = typer.Typer(no_args_is_help=True, help="The configuration: check it, print its keys or its schema.")
 tiles_app = typer.Typer(no_args_is_help=True, help="Look at single tiles.")
 shards_app = typer.Typer(no_args_is_help=True, help="Check the shards.")
 app.add_typer(config_app, name="config")

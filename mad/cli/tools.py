@@ -136,6 +136,14 @@ def config_schema() -> None:
     typer.echo(to_json(json_schema()), nl=False)
 
 
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print every key with its type, default and meaning, as Markdown (docs/config.md)."""
+    from mad.config.reference import reference
+
+    typer.echo(reference(), nl=False)
+
+
 @tiles_app.command("show")
 def tiles_show(
     tile_id: str,

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mad.config.base import Section, merge
+from mad.config.base import merge, section_in
 from mad.config.evidence import expand_seeds
 from mad.config.model import Config
 from mad.files import MadError, Pathlike
@@ -75,13 +75,6 @@ def _explain(fault: Any) -> str:
     section: Any = Config
     for part in fault["loc"][:-1]:
         if isinstance(part, str):
-            section = _inner(section.model_fields[part].annotation)
+            section = section_in(section.model_fields[part].annotation)
     near = difflib.get_close_matches(str(fault["loc"][-1]), section.model_fields, n=1)
     return f"no such key{f', did you mean {near[0]!r}?' if near else f'; there are {sorted(section.model_fields)}'}"
-
-
-def _inner(annotation: Any) -> Any:
-    """The `Section` inside `list[Section]`, `Section | None` or `Section`."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((inner for part in getattr(annotation, "__args__", ()) if (inner := _inner(part)) is not None), None)

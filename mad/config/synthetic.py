@@ -8,7 +8,7 @@ from mad.config.base import Section
 
 
 class SyntheticConfig(Section):
-    """The embedded synthetic neuropathology cohort (DESIGN §5)."""
+    """The embedded synthetic neuropathology cohort."""
 
     patients: int = Field(12, ge=1)
     """Number of patients, one slide each."""

@@ -4,8 +4,8 @@ Reads `tile/*.parquet` and `embed/{encoder}/dense/`; writes `mix/{name}/`: recip
 curves.png, for each slide of the cohort {slide}.npy and {slide}.parquet (docs/data-contracts.md), and, last, summary.json.
 The mixer learns on slides of the train split alone; slides of every split get tokens.
 
-As in stage `train`, the same run resumes, another recipe or other data moves what there is to `archive/`, and on SIGTERM the
-stage saves a checkpoint and leaves with code 75.
+As in stage `train`, the same run resumes, another recipe or other data moves what there is to `archive/`, and on SIGTERM or
+Ctrl-C the stage saves a checkpoint and leaves with code 75.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run(config: Config, name: str) -> None:
 
     Raises:
         MadError: there is no such mixer, its encoder has not embedded the cohort, or there is nothing to learn from.
-        SystemExit: with code 75 after SIGTERM, once a checkpoint is saved.
+        SystemExit: with code 75 after SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
     entry, folder = config.mixer(name), Path(config.results) / "mix" / name
     audit = read_audit(Path(config.results) / "embed" / entry.encoder)

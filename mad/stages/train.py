@@ -6,8 +6,8 @@ last, summary.json. Runs on one process, or on many under `torchrun` with the sa
 
 A run is known by its recipe, its data and the weights it starts from. The same run resumes; of another one the encoder,
 checkpoints and metrics are moved to `archive/` before the new run starts: trained weights are never overwritten. On SIGTERM
-the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own, the
-launcher of `mad.training.launch` does not.
+or Ctrl-C the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own,
+the launcher of `mad.training.launch` does not.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def run(config: Config, name: str) -> None:
 
     Raises:
         MadError: there is no such run, nothing to train on, or training failed.
-        SystemExit: with code 75 after SIGTERM, once a checkpoint is saved.
+        SystemExit: with code 75 after SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
     recipe = freeze_recipe(config, name)
     entry, folder = config.run(name), Path(config.results) / "train" / name

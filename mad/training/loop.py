@@ -207,7 +207,7 @@ def train(state: Run, data: TrainingSet, method: Method, folder: Path) -> None:
     """Run from `state.step` to the last step, writing `folder`/metrics.jsonl and `folder`/checkpoints.
 
     Raises:
-        Interrupted: SIGTERM came; a checkpoint was saved.
+        Interrupted: SIGTERM or Ctrl-C came; a checkpoint was saved.
         MadError: a loss or gradient is not finite, a tile cannot be read, or the memory does not suffice.
         StorageError: the disk is full; the checkpoints saved so far are whole.
     """
@@ -273,7 +273,7 @@ def train(state: Run, data: TrainingSet, method: Method, folder: Path) -> None:
                     saved_at = time.monotonic()
                 if stopping and not done:
                     raise Interrupted(
-                        f"{run.name}: stopped by SIGTERM at step {state.step}; the next start resumes there"
+                        f"{run.name}: stopped by {stop.by} at step {state.step}; the next start resumes there"
                     )
     finally:
         stop.release()

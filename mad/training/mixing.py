@@ -60,7 +60,7 @@ def train_mixer(
         identity: what a checkpoint must be of.
 
     Raises:
-        Interrupted: SIGTERM came; a checkpoint was saved.
+        Interrupted: SIGTERM or Ctrl-C came; a checkpoint was saved.
         MadError: a loss is not finite.
     """
     device, checkpoints = mixer.mean.device, folder / "checkpoints"
@@ -104,7 +104,7 @@ def train_mixer(
                 state = {"identity": identity, "mixer": mixer.state_dict(), "optimiser": optimiser.state_dict()}
                 checkpoint.save(checkpoints, step, {**state, "seconds": seconds})
             if stopping and not done:
-                raise Interrupted(f"{entry.name}: stopped by SIGTERM at step {step}; the next start resumes there")
+                raise Interrupted(f"{entry.name}: stopped by {stop.by} at step {step}; the next start resumes there")
     finally:
         stop.release()
         progress.close()

@@ -1,4 +1,4 @@
-"""A training as a process: the threads that it was granted, and SIGTERM, on which it saves a checkpoint and leaves."""
+"""A training as a process: the threads that it was granted; SIGTERM and Ctrl-C, on which it saves a checkpoint and leaves."""
 
 from __future__ import annotations
 
@@ -9,22 +9,29 @@ EXIT_RETRY = 75  # "try again" (sysexits.h): a checkpoint is saved
 
 
 class Interrupted(Exception):  # noqa: N818  a request, not an error
-    """The run was asked to stop (SIGTERM) and has saved a checkpoint of the step that it names."""
+    """The run was asked to stop (SIGTERM, Ctrl-C) and has saved a checkpoint of the step that it names."""
 
 
 class Stop:
-    """Set by SIGTERM, of which processes tell each other between steps."""
+    """Set by SIGTERM or Ctrl-C, of which processes tell each other between steps. A second Ctrl-C does not wait for the step."""
 
     def __init__(self) -> None:
         self.asked = False
-        self._previous = signal.signal(signal.SIGTERM, self._ask)
+        self.by = "SIGTERM"
+        wanted = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background of a shell
+            wanted.remove(signal.SIGINT)
+        self._previous = {number: signal.signal(number, self._ask) for number in wanted}
 
-    def _ask(self, *_: object) -> None:
-        self.asked = True
+    def _ask(self, number: int, _: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked, self.by = True, signal.Signals(number).name
 
     def release(self) -> None:
-        """Give the signal back to its former handler."""
-        signal.signal(signal.SIGTERM, self._previous)
+        """Give the signals back to their former handlers."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
 
 def granted_threads() -> int:
