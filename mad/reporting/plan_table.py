@@ -84,4 +84,6 @@ def _size(value: float | None) -> str:
 def _hours(value: float | None) -> str:
     if value is None:
         return "unknown"
-    return f"~{value:.3g} h" if value >= 1 else f"~{60 * value:.2g} min"
+    scale, unit = (1, "h") if value >= 1 else (60, "min") if value >= 1 / 60 else (3600, "s")
+    amount = scale * value
+    return f"~{amount:,.0f} {unit}" if amount >= 10 else f"~{amount:.2g} {unit}"

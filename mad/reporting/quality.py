@@ -129,7 +129,7 @@ def exit_line(quality: Mapping[str, Any], page: str) -> str:
     """What a finished workflow says of its slides, in one line."""
     failed, empty = quality["states"]["failed"], quality["states"]["no tile"]
     if not failed and not empty:
-        return f"{quality['num_slides']} slides, none failed"
+        return f"{quality['num_slides']} slides, none failed: {page}"
     return f"{failed} of {quality['num_slides']} slides failed, {empty} gave no tile: {page}"
 
 
