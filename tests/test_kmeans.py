@@ -109,3 +109,21 @@ def test_fewer_distinct_points_than_clusters() -> None:
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="3 rows"):
         kmeans(np.ones((3, 2), np.float32), 5)
+
+
+@pytest.mark.parametrize(("apart", "within", "k"), [(3000, 1, 6), (1, 1e-4, 5)])
+def test_inertias_are_no_differences_of_large_numbers(apart: float, within: float, k: int) -> None:
+    """Two tight groups far apart: nearly all variance is between them."""
+    generator = np.random.default_rng(0)
+    rows = (within * generator.normal(size=(400, 8)) + apart * np.repeat([[-1], [1]], 200, 0)).astype(np.float32)
+    found = kmeans(rows, k)
+    moved = rows.astype(np.float64) - found.centres[found.labels]
+    assert found.inertias.min() == pytest.approx((moved**2).sum(), rel=1e-2)
+    assert found.inertia == pytest.approx(found.inertias.min(), rel=1e-9)
+
+
+def test_rows_beyond_float32_are_named() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 4))
+    rows[7, 2] = 1e20
+    with pytest.raises(ValueError, match="row 7 holds numbers of 1e"):
+        kmeans(rows, 3)

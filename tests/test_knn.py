@@ -92,6 +92,26 @@ def test_rows_that_are_not_finite_are_named() -> None:
         knn_predict(bank, labels, queries, num_classes=4)
 
 
+@pytest.mark.parametrize("offset", [100, 1000, 10_000])
+def test_neighbours_are_told_apart_under_a_shared_offset(offset: float) -> None:
+    """Where float32 cosines are all 1: float64 brute force on the same float32 rows."""
+    bank, labels, queries = make(6)
+    common = offset * np.random.default_rng(0).normal(size=8)
+    bank, queries = (bank + common).astype(np.float32), (queries + common).astype(np.float32)
+    expected = brute(bank.astype(np.float64), labels, queries.astype(np.float64), 20, 4)
+    found = knn_predict(bank, labels, queries, num_classes=4, query_chunk=17, bank_chunk=33)
+    assert (found[0] == expected).mean() >= 0.98
+
+
+def test_rows_beyond_float32_are_named() -> None:
+    bank, labels, queries = make(7)
+    for large in (1e25, 1e39):
+        broken = bank.astype(np.float64)
+        broken[9, 3] = large
+        with pytest.raises(ValueError, match="row 9 holds numbers of 1e"):
+            knn_predict(broken, labels, queries, num_classes=4)
+
+
 def test_length_does_not_matter() -> None:
     bank, labels, queries = make(2)
     longer = bank * np.random.default_rng(0).uniform(0.5, 9, (len(bank), 1)).astype(np.float32)

@@ -187,3 +187,73 @@ def test_a_row_that_is_not_finite_is_named() -> None:
 def test_no_training_tile_is_refused() -> None:
     with pytest.raises(ValueError, match="training tiles"):
         paper_probe(np.empty((0, 3), np.float32), np.empty(0, int), num_classes=2, seeds=[0], steps=1)
+
+
+def test_validation_tiles_of_a_class_never_trained_on_choose_nothing() -> None:
+    """How improbable such a class became only tells where the optimiser stopped."""
+    features, labels = make(20, num_rows=700)
+    kept = labels[:400] != 2
+    train = {"features": features[:400][kept], "labels": labels[:400][kept], "num_classes": 3, "fallback": 1e-2}
+    strengths = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+    known = labels[400:] != 2
+    found = [
+        choose_sound_probe(**train, strengths=strengths, val_features=rows, val_labels=codes)[1:]
+        for rows, codes in ((features[400:], labels[400:]), (features[400:][known], labels[400:][known]))
+    ]
+    assert found[0] == found[1]
+    only = choose_sound_probe(
+        **train, strengths=strengths, val_features=features[400:][~known], val_labels=labels[400:][~known]
+    )
+    assert only[1] == 1e-2 and "classes trained on" in only[2]
+
+
+@pytest.mark.parametrize("dim", [30, 384])
+def test_weak_strengths_on_nearly_separable_rows_come_to_their_optimum(dim: int) -> None:
+    generator = np.random.default_rng(dim)
+    labels = generator.integers(0, 5, 800)
+    rows = generator.normal(size=(800, dim)) * np.geomspace(1, 0.01, dim)
+    rows[:, :5] += 0.5 * np.eye(5)[labels]
+    rows = (rows @ np.linalg.qr(generator.normal(size=(dim, dim)))[0]).astype(np.float32)
+    ours = sound_probe(rows, labels, num_classes=5, strength=1e-5)
+    scaled = StandardScaler().fit_transform(rows.astype(np.float64))
+    theirs = LogisticRegression(C=1 / (len(labels) * 1e-5), max_iter=20_000, tol=1e-8).fit(scaled, labels)
+
+    def objective(weight: np.ndarray, bias: np.ndarray) -> float:
+        logits = torch.from_numpy(scaled @ weight + bias)
+        return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))) + 5e-6 * float(
+            (weight**2).sum()
+        )
+
+    best = objective(theirs.coef_.T, theirs.intercept_)
+    assert ours.converged
+    assert objective(ours.weight[0].double().numpy(), ours.bias[0].double().numpy()) <= best * 1.002
+    assert not sound_probe(rows, labels, num_classes=5, strength=1e-5, max_iterations=5).converged
+
+
+def test_two_classes_share_the_penalty() -> None:
+    """scikit-learn penalises the one vector of its binomial loss; here each class has its own, of half the length."""
+    features, labels = make(21)
+    features, labels = features[labels < 2], labels[labels < 2]
+    ours = sound_probe(features, labels, num_classes=2, strength=1e-2)
+    scaled = StandardScaler().fit_transform(features.astype(np.float64))
+    theirs = LogisticRegression(C=2 / (len(labels) * 1e-2), max_iter=5000, tol=1e-9).fit(scaled, labels)
+    weight = ours.weight[0].numpy()
+    assert weight[:, 1] - weight[:, 0] == pytest.approx(theirs.coef_[0], abs=2e-3)
+
+
+def test_validation_and_test_rows_that_are_not_finite_are_named() -> None:
+    features, labels = make(22)
+    broken = features.copy()
+    broken[11, 1] = np.nan
+    with pytest.raises(ValueError, match="row 11 holds NaN"):
+        choose_sound_probe(
+            features,
+            labels,
+            num_classes=3,
+            strengths=[1e-3, 1e-1],
+            fallback=1e-2,
+            val_features=broken,
+            val_labels=labels,
+        )
+    with pytest.raises(ValueError, match="row 11 holds NaN"):
+        sound_probe(features, labels, num_classes=3, strength=1e-2).predict(broken)

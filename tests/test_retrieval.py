@@ -58,3 +58,31 @@ def test_perfect_embeddings_always_hit() -> None:
     keys = np.repeat(np.arange(6), 3)
     hits, _ = retrieval_at(np.eye(6), np.eye(6)[keys], np.arange(6), keys)
     assert (hits == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_equal_candidates_of_any_number_and_length_are_tied(seed: int) -> None:
+    """Products of equal vectors differ in the last digit by where in the matrix they stand."""
+    generator = np.random.default_rng(seed)
+    d, queries, count = generator.choice([7, 64, 384, 768]), generator.integers(1, 6), generator.integers(6, 300)
+    vector = generator.normal(size=d).astype(np.float32)
+    keys = np.arange(count) % queries
+    hits, chance = retrieval_at(np.tile(vector, (queries, 1)), np.tile(vector, (count, 1)), np.arange(queries), keys)
+    assert hits == pytest.approx(chance)
+
+
+def test_a_shared_offset_hides_nothing() -> None:
+    """All cosines are 1 to eight digits; the order is that of float64."""
+    generator = np.random.default_rng(0)
+    candidates = generator.normal(size=(40, 16)) + 1e4
+    queries = candidates[:10] + 0.01 * generator.normal(size=(10, 16))
+    hits, _ = retrieval_at(queries, candidates, np.arange(10), np.arange(40))
+    assert (hits == 1).all()
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_rows_that_are_not_finite_are_named(side: int) -> None:
+    rows = [np.eye(6), np.eye(6)]
+    rows[side][4, 0] = np.nan
+    with pytest.raises(ValueError, match="row 4 holds NaN"):
+        retrieval_at(*rows, np.arange(6), np.arange(6))

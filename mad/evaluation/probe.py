@@ -38,16 +38,25 @@ class Probe:
     """[d], subtracted from the embeddings, and"""
     std: Tensor | None = None
     """[d], by which they are divided; None leaves them as they are."""
+    converged: bool = True
+    """Whether a sound probe came to its optimum in the passes that it was granted."""
 
     def predict(self, features: NDArray, *, device: Device = "cpu", chunk: int = 16384) -> NDArray[np.int64]:
-        """Class codes [r, n] of features [n, d]."""
+        """Class codes [r, n] of features [n, d].
+
+        Raises:
+            ValueError: a row is not finite.
+        """
         weight, bias = self.weight.to(device), self.bias.to(device)
         predicted = np.empty((len(weight), len(features)), np.int64)
         for start in range(0, len(features), chunk):
             rows = as_tensor(features[start : start + chunk]).to(device)
             if self.mean is not None and self.std is not None:
                 rows = (rows - self.mean.to(device)) / self.std.to(device)
-            predicted[:, start : start + chunk] = (rows.to(weight.dtype) @ weight + bias).argmax(-1).cpu().numpy()
+            logits = rows.to(weight.dtype) @ weight + bias
+            if not torch.isfinite(logits).all():
+                refuse_not_finite(features)
+            predicted[:, start : start + chunk] = logits.argmax(-1).cpu().numpy()
         return predicted
 
 
@@ -123,7 +132,8 @@ def sound_probe(
 ) -> Probe:
     """Multinomial logistic regression at its optimum: mean cross-entropy + strength / 2 |W|^2, bias free.
 
-    Equals scikit-learn's `LogisticRegression(C=1 / (n strength))` on standardised features. Arguments as `sound_probes`.
+    Equals scikit-learn's `LogisticRegression(C=1 / (n strength))` on standardised features (of two classes, where scikit-learn
+    penalises one vector instead of two, C=2 / (n strength)). Arguments as `sound_probes`.
     """
     return sound_probes(features, labels, num_classes=num_classes, strengths=[strength], start=start, **options)[0]
 
@@ -136,7 +146,7 @@ def sound_probes(
     strengths: list[float],
     start: Probe | None = None,
     device: Device = "cpu",
-    max_iterations: int = 200,
+    max_iterations: int = 1000,
     chunk: int = 4096,
 ) -> list[Probe]:
     """The sound probe of every strength. All are minimised side by side by L-BFGS and share the passes over the rows.
@@ -186,8 +196,12 @@ def sound_probes(
             along = torch.cat([gradient[:, :-1] @ axes, gradient[:, -1:]], dim=1) * scales[place]
             value = float(loss) + strengths[place] / 2 * float((weight[:, :-1] ** 2).sum())
             runs[place].tell(value, along.flatten(), converged=float(gradient.abs().max()) <= 1e-6)
-    final = [unscaled(run.best, scale).float().T for run, scale in zip(runs, scales, strict=True)]
-    return [Probe(weight=f[None, :-1].contiguous(), bias=f[None, -1:].contiguous(), mean=mean, std=std) for f in final]
+    found = []
+    for run, scale in zip(runs, scales, strict=True):
+        theta = unscaled(run.best, scale).float().T
+        weight, bias = theta[None, :-1].contiguous(), theta[None, -1:].contiguous()
+        found.append(Probe(weight=weight, bias=bias, mean=mean, std=std, converged=run.done))
+    return found
 
 
 def choose_sound_probe(
@@ -203,17 +217,30 @@ def choose_sound_probe(
 ) -> tuple[Probe, float, str]:
     """The sound probe whose strength gives the least cross-entropy on the validation tiles; ties take the stronger one.
 
+    Validation tiles of a class that training lacks are left out: how improbable a probe makes what it has never seen tells
+    nothing of its strength.
+
     Returns:
         The probe, its strength, and how that was chosen.
+
+    Raises:
+        ValueError: no training tile, or a row is not finite.
     """
+    known = np.isin(val_labels, labels)
+    if not known.all():
+        val_features, val_labels = val_features[known], val_labels[known]
     if not len(val_labels):
         only = sound_probe(features, labels, num_classes=num_classes, strength=fallback, device=device)
-        return only, fallback, "fixed: there are no labelled validation tiles"
+        return only, fallback, "fixed: there are no labelled validation tiles of the classes trained on"
+    refuse_not_finite(val_features)
     order = sorted(strengths, reverse=True)
     probes = sound_probes(features, labels, num_classes=num_classes, strengths=order, device=device)
     losses = [cross_entropy(probe, val_features, val_labels, device=device) for probe in probes]
     best = int(np.argmin(losses))
-    return probes[best], order[best], f"least cross-entropy on {len(val_labels)} validation tiles"
+    chosen = f"least cross-entropy on {len(val_labels)} validation tiles"
+    if short := [f"{strength:g}" for strength, probe in zip(order, probes, strict=True) if not probe.converged]:
+        chosen += f"; stopped before their optimum: {', '.join(short)}"
+    return probes[best], order[best], chosen
 
 
 def cross_entropy(

@@ -23,6 +23,9 @@ from mad.metrics.rows import CentredRows
 STALE = 0.04
 """Share of a start's rows in doubt from which on comparing all of them anew is cheaper."""
 
+TIGHT = 1e-2
+"""Share of the variance that is left within the clusters, under which it is summed row by row."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clusters:
@@ -86,17 +89,25 @@ def kmeans(
         if not active:
             break
     _compare(data, every)
-    # sum |x - c|^2 = sum |x|^2 - 2 c . sum x + n |c|^2 for every start, then exactly for the best.
+    # sum |x - c|^2 = sum |x|^2 - 2 c . sum x + n |c|^2, unless that is the small difference of large numbers.
+    total = data.variance * features.size
     within = [start.count @ (start.centres**2).sum(1) - 2 * (start.centres * start.total).sum() for start in every]
-    inertias = (data.variance * features.size + torch.stack(within)).clamp(min=0)
-    best = every[int(inertias.argmin())]
-    labels = best.labels.long()
+    inertias = [total + float(less) for less in within]
+    if min(inertias) < TIGHT * total:
+        inertias = [_inertia(data, start) for start in every]
+    best = every[int(np.argmin(inertias))]
     return Clusters(
-        labels=labels.cpu().numpy(),
+        labels=best.labels.long().cpu().numpy(),
         centres=(best.centres.cpu() + data.mean).numpy(),
-        inertia=sum(float(((block.double() - best.centres[labels[rows]]) ** 2).sum()) for rows, block in data),
-        inertias=inertias.cpu().numpy(),
+        inertia=_inertia(data, best),
+        inertias=np.array(inertias),
     )
+
+
+def _inertia(data: CentredRows, start: Start) -> float:
+    """Sum of squared distances of the rows to the centres of their clusters, one by one."""
+    labels = start.labels.long()
+    return sum(float(((block.double() - start.centres[labels[rows]]) ** 2).sum()) for rows, block in data)
 
 
 def _compare(data: CentredRows, starts: list[Start], screen: Screen | None = None) -> None:

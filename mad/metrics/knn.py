@@ -1,9 +1,14 @@
 """Exact k-nearest-neighbour classification by cosine, chunked on both sides (MAD paper, Table 3: k = 20).
 
-Rows are L2-normalised in float32; every query is compared with the whole bank, chunk by chunk, with a running top-k. The
-vote is the majority of the k neighbours; among classes with equally many votes the one whose nearest member is most similar
-wins. Several weightings of the bank (bootstrap samples of its patients) are voted in the same pass over the similarities, and
-share its top-k: one that leaves rows out looks at a part of the bank by itself only for the queries where that may matter.
+Every query is compared with the whole bank, chunk by chunk, with a running top-k. Embeddings that share a direction have cosines
+near 1, which float32 cannot tell apart; so with unit vectors b and q and the bank's mean unit vector m,
+
+    cos(b, q) - m . q = (b - m) . (q - m) + (b - m) . m
+
+ranks the bank for a query as the cosine does. The last term, one number per row, is in float64 until it is added. The vote is the
+majority of the k neighbours; among classes with equally many votes the one whose nearest member is most similar wins. Several
+weightings of the bank (bootstrap samples of its patients) are voted in the same pass over the similarities, and share its top-k: one
+that leaves rows out looks at a part of the bank by itself only for the queries where that may matter.
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mad.metrics.rows import as_tensor, refuse_not_finite
+from mad.metrics.cosine import unit
+from mad.metrics.rows import as_tensor, chunks, refuse_not_finite
 
 
 def knn_predict(
@@ -58,16 +64,17 @@ def knn_predict(
     weights = torch.cat([given, nobody], 1).to(device)
     codes = torch.from_numpy(np.append(np.asarray(labels, np.int64), 0)).to(device)
     there = weights > 0
+    mean, along = _common_direction(bank, device, bank_chunk)
     predicted = np.empty((len(weights), len(queries)), np.int64)
     for start in range(0, len(queries), query_chunk):
         rows = slice(start, start + query_chunk)
-        block = _unit(queries, rows, device)
+        block = _unit(queries, rows, device).sub_(mean)
         best = [
             (block.new_full((len(block), k), -torch.inf), codes.new_full((len(block), k), num_rows)) for _ in weights
         ]
         for first in range(0, num_rows, bank_chunk):
             part = slice(first, min(first + bank_chunk, num_rows))
-            similarity = block @ _unit(bank, part, device).T
+            similarity = torch.addmm(along[part], block, _unit(bank, part, device).sub_(mean).T)
             top = similarity.topk(min(k, similarity.shape[1]), dim=1)
             for run, kept in enumerate(there[:, part]):
                 if kept.any():
@@ -127,6 +134,22 @@ def _merge(best: tuple[Tensor, Tensor], values: Tensor, index: Tensor) -> tuple[
     values, order = torch.cat([best[0], values], 1).sort(dim=1, descending=True, stable=True)
     num = best[0].shape[1]
     return values[:, :num], torch.cat([best[1], index], 1).gather(1, order[:, :num])
+
+
+def _common_direction(bank: NDArray, device: str | torch.device, chunk: int) -> tuple[Tensor, Tensor]:
+    """The mean m [d] of the bank's unit vectors b, and (b - m) . m of each row [n]; float32 on the device.
+
+    Raises:
+        ValueError: a row is not finite.
+    """
+    total = np.zeros(bank.shape[1])
+    for rows in chunks(len(bank), chunk):
+        total += unit(bank[rows]).sum(0)
+    if not np.isfinite(total).all():
+        refuse_not_finite(bank)
+    mean = total / len(bank)
+    along = np.concatenate([unit(bank[rows]) @ mean for rows in chunks(len(bank), chunk)]) - mean @ mean
+    return as_tensor(mean).to(device), as_tensor(along).to(device)
 
 
 def _unit(features: NDArray, rows: slice, device: str | torch.device) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from mad.metrics.rows import refuse_not_finite
+
 
 def rankme(embeddings: npt.ArrayLike, *, epsilon: float = 1e-7) -> float:
     """Exponential of the entropy of the normalised singular values of `embeddings` [N, D], which are not centred.
@@ -19,8 +21,7 @@ def rankme(embeddings: npt.ArrayLike, *, epsilon: float = 1e-7) -> float:
     matrix = np.asarray(embeddings, dtype=np.float64)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"rankme needs a matrix [N, D] with N, D >= 1, not one of shape {matrix.shape}")
-    if not np.isfinite(matrix).all():
-        raise ValueError("rankme: the embeddings hold NaN or infinite values")
+    refuse_not_finite(matrix)
     sigma = np.linalg.svd(matrix, compute_uv=False)
     p = sigma / max(sigma.sum(), np.finfo(np.float64).tiny) + epsilon
     return float(np.exp(-(p * np.log(p)).sum()))

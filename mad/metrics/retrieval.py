@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mad.metrics.cosine import unit
+from mad.metrics.rows import refuse_not_finite
+
 Floats = NDArray[np.float64]
 
 
@@ -38,15 +41,22 @@ def retrieval_at(
         Hits [len(ks), q]: 1 or 0, and where candidates of equal cosine compete for the last places the probability of a hit
         when these are drawn at random (a collapsed encoder scores exactly chance). Chance [len(ks), q]: the probability of a
         hit when all k are drawn at random.
+
+    Raises:
+        ValueError: a row is not finite.
     """
-    bank = torch.nn.functional.normalize(torch.from_numpy(np.array(candidates, np.float32)), dim=1)
+    refuse_not_finite(queries)
+    refuse_not_finite(candidates)
+    # Products of equal vectors with a query differ by their place in the matrix; each vector is multiplied once.
+    vectors = unit(candidates)
+    _, first, column = np.unique(vectors.view(f"V{vectors[0].nbytes}").ravel(), return_index=True, return_inverse=True)
+    bank, places = torch.from_numpy(vectors[first]), torch.from_numpy(column)
     keys = torch.from_numpy(np.asarray(candidate_key, np.int64))
     query_keys = torch.from_numpy(np.asarray(query_key, np.int64))
     hits, chance = np.empty((2, len(ks), len(query_keys)))
     for start in range(0, len(query_keys), chunk):
         rows = slice(start, start + chunk)
-        block = torch.nn.functional.normalize(torch.from_numpy(np.array(queries[rows], np.float32)), dim=1)
-        similarity = block @ bank.T
+        similarity = (torch.from_numpy(unit(queries[rows])) @ bank.T)[:, places]
         own = query_keys[rows, None] == keys[None, :]
         nearest = similarity.topk(min(max(ks), len(keys)), dim=1).values
         for place, k in enumerate(ks):
@@ -54,7 +64,7 @@ def retrieval_at(
             above, tied = similarity > last, similarity == last
             drawn = _drawn((tied & own).sum(1), tied.sum(1), min(k, len(keys)) - above.sum(1))
             hits[place, rows] = torch.where((above & own).any(1), 1.0, drawn).numpy()
-            everything = torch.full((len(block),), len(keys))
+            everything = torch.full((len(similarity),), len(keys))
             chance[place, rows] = _drawn(own.sum(1), everything, torch.full_like(everything, min(k, len(keys)))).numpy()
     return hits, chance
 

@@ -9,10 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+LARGEST = 1e15
+"""Sums of squares of larger numbers leave the range of float32."""
+
 
 def as_tensor(rows: NDArray) -> Tensor:
     """float32 tensor of an array, sharing its memory where it can; not to be written to."""
-    block = np.ascontiguousarray(rows, np.float32)
+    with np.errstate(over="ignore"):  # `refuse_not_finite` tells of it
+        block = np.ascontiguousarray(rows, np.float32)
     return torch.from_numpy(
         block if block.flags.writeable else block.copy()
     )  # torch warns of arrays mapped for reading
@@ -44,6 +48,8 @@ class CentredRows:
         self.shift = self.mean.float().to(self.device)
         self.squares = torch.cat([(block**2).sum(1) for _, block in self])
         """[n], squared lengths of the centred rows, on the device"""
+        if not torch.isfinite(self.squares).all():
+            refuse_not_finite(features)
         self.variance = float(self.squares.sum(dtype=torch.float64)) / features.size
         """Mean over the dimensions."""
 
@@ -61,12 +67,18 @@ class CentredRows:
 
 
 def refuse_not_finite(features: NDArray) -> None:
-    """Name the first row of features [n, d] that holds NaN or infinity.
+    """Name the first row of features [n, d] that holds NaN, infinity, or numbers whose squares float32 cannot hold.
 
     Raises:
         ValueError: there is one.
     """
     for rows in chunks(len(features), 8192):
-        finite = np.isfinite(np.asarray(features[rows])).all(axis=1)
+        block = np.asarray(features[rows])
+        finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             raise ValueError(f"embeddings: row {rows.start + int(finite.argmin())} holds NaN or infinite values")
+        small = np.abs(block).max(axis=1, initial=0) < LARGEST
+        if not small.all():
+            raise ValueError(
+                f"embeddings: row {rows.start + int(small.argmin())} holds numbers of {LARGEST:g} and more"
+            )
