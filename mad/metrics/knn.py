@@ -7,8 +7,8 @@ near 1, which float32 cannot tell apart; so with unit vectors b and q and the ba
 
 ranks the bank for a query as the cosine does. The last term, one number per row, is in float64 until it is added. The vote is the
 majority of the k neighbours; among classes with equally many votes the one whose nearest member is most similar wins. Several
-weightings of the bank (bootstrap samples of its patients) are voted in the same pass over the similarities, and share its top-k: one
-that leaves rows out looks at a part of the bank by itself only for the queries where that may matter.
+weightings of the bank (bootstrap samples of its patients) are voted in the same pass over the similarities, and share its top-k:
+one that leaves rows out looks at a part of the bank by itself only for the queries where that may matter.
 """
 
 from __future__ import annotations
