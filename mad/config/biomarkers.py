@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from mad.config.model import Config
 
 
+TUNABLE = ("run", "random", "local-dir", "timm")
+"""Forms of an encoder's `spec` that `finetune` trains: no published weights (gated, and bound by their licences), no adapter, no
+plug-in, which have no gradient here."""
+
+
 class TargetConfig(Section):
     """What is predicted of a slide."""
 
@@ -22,6 +27,41 @@ class TargetConfig(Section):
     """Column of the cohort sheet; slides without a value are left out."""
     task: Literal["classification", "regression"] = "classification"
     """`classification`: every different value is a class. `regression`: numbers."""
+
+
+class FinetuneConfig(Section):
+    """Training an aggregator's encoder together with its attention head, on the slides' labels (end to end).
+
+    The head keeps its own `lr`, `weight_decay` and the rest of this section; matrices of the encoder decay as the head's do.
+    """
+
+    lr: float = Field(1e-5, ge=0)
+    """Peak learning rate of the encoder's top layer: a linear warm-up, then a cosine to 0. 0: the encoder stays as it is."""
+    layer_decay: float = Field(0.75, gt=0, le=1)
+    """Factor on the learning rate from each layer of the encoder to the one below it."""
+    frozen_layers: int = Field(0, ge=0)
+    """So many of the lowest layers stay as they are; patches, tokens and positions are the first."""
+    warmup: int = Field(10, ge=0)
+    """Steps of the warm-up."""
+    steps: int | None = Field(None, ge=1)
+    """Most optimiser steps; not given: `biomarkers.steps`. The cosine ends there."""
+    batch: int | None = Field(None, ge=1)
+    """Slides per step; not given: `biomarkers.batch`."""
+    max_tiles: int | None = Field(None, ge=1)
+    """Tiles drawn of each slide at a step; not given: `biomarkers.max_tiles`."""
+    turns: bool = True
+    """Whether each tile of a step is flipped and turned at random."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the encoder's gradient."""
+    ema: float | None = Field(None, ge=0, lt=1)
+    """Momentum of a moving average of encoder and head, which then validates and is tested; null: none."""
+    checkpointing: bool = True
+    """Whether activations are computed again in the backward pass, `pass_tiles` tiles at a time: memory for those of one pass,
+    whatever a step's tiles, for about a third more time."""
+    pass_tiles: int = Field(64, ge=1)
+    """Tiles per forward pass."""
+    cache_gb: float = Field(2.0, ge=0)
+    """Memory for decoded tiles; tiles of the slides that do not fit are read from the slide at every step."""
 
 
 class AggregatorConfig(Section):
@@ -39,6 +79,9 @@ class AggregatorConfig(Section):
     head: Literal["attention", "mean"] = "attention"
     """`attention`: gated attention pooling (Ilse et al. 2018). `mean`: the mean of the tokens, then logistic or ridge
     regression."""
+    finetune: FinetuneConfig | None = None
+    """Given, even as `{}`: the encoder learns with the head, fold by fold, from tiles read from the slides. Its embeddings only
+    standardise the tokens then. For encoders of `run:`, `random:`, `local-dir:` and `timm:`."""
 
     @model_validator(mode="after")
     def _has_one_source(self) -> AggregatorConfig:
@@ -46,6 +89,10 @@ class AggregatorConfig(Section):
             raise ValueError(f"{self.name!r} needs either `encoder` or `mixer`")
         if self.tokens == "region" and self.mixer is None:
             raise ValueError(f"{self.name!r}: only a mixer has region tokens; take finest, coarsest or all")
+        if self.finetune is not None and (self.encoder is None or self.head != "attention"):
+            raise ValueError(
+                f"{self.name!r}: finetune trains an `encoder` with `head: attention`, no mixer and no mean"
+            )
         return self
 
 
@@ -57,7 +104,8 @@ class BiomarkersConfig(Section):
     aggregators: list[AggregatorConfig] = []
     """How, one entry per row."""
     baseline: str | None = None
-    """The aggregator that the others are compared with; not given: the first one with an encoder, finest tokens and attention."""
+    """The aggregator that the others are compared with; not given: the first one with a frozen encoder, finest tokens and
+    attention."""
     folds: int = Field(5, ge=5)
     """Parts of the patients; each is tested once per repeat."""
     repeats: int = Field(2, ge=1)
@@ -128,8 +176,8 @@ class BiomarkersConfig(Section):
     @property
     def compared_with(self) -> str | None:
         """The baseline's name, given or found; None where no aggregator can be one."""
-        plain = (a.name for a in self.aggregators if a.encoder and a.tokens == "finest" and a.head == "attention")
-        return self.baseline or next(plain, None)
+        plain = (a for a in self.aggregators if a.encoder and a.tokens == "finest" and a.head == "attention")
+        return self.baseline or next((a.name for a in plain if a.finetune is None), None)
 
 
 def _unknown(what: str, name: str, entries: list[TargetConfig] | list[AggregatorConfig]) -> NoReturn:
@@ -137,7 +185,7 @@ def _unknown(what: str, name: str, entries: list[TargetConfig] | list[Aggregator
 
 
 def check_biomarkers(config: Config) -> None:
-    """Fail where an aggregator asks for an encoder or a mixer that is not there.
+    """Fail where an aggregator asks for an encoder or a mixer that is not there, or for the training of one that cannot learn.
 
     Raises:
         ValueError: names the key.
@@ -149,4 +197,11 @@ def check_biomarkers(config: Config) -> None:
             if wanted is not None and wanted not in names:
                 raise ValueError(
                     f"biomarkers.aggregators: {entry.name!r} asks for {what} {wanted!r}; {what}s has {sorted(names)}"
+                )
+        if entry.finetune is not None:
+            spec = next(encoder.spec for encoder in config.encoders if encoder.name == entry.encoder)
+            if spec.partition(":")[0] not in TUNABLE:
+                raise ValueError(
+                    f"biomarkers.aggregators: {entry.name!r}: finetune cannot train {entry.encoder!r} ({spec}); it trains timm "
+                    f"models of {', '.join(f'{kind}:' for kind in TUNABLE)}, for one a student distilled from it (docs/xmag.md)"
                 )

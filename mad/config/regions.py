@@ -134,7 +134,11 @@ def check_mixers(config: Config) -> None:
         raise ValueError("mixers: regions are learned on patients of the train split; split_by: block has none")
 
 
-def region_encoders(config: Config) -> set[str]:
-    """Names of the encoders that embed every tile with tissue, of every slide, because regions or slides are made of them."""
-    aggregated = {aggregator.encoder for aggregator in config.biomarkers.aggregators if aggregator.encoder}
-    return with_bases(config, aggregated | {mixer.encoder for mixer in config.mixers})
+def region_magnifications(config: Config, encoder: str) -> list[float]:
+    """Magnifications at which an encoder embeds every tile with tissue, of every slide, because regions or slides are made of
+    them; empty: it does not."""
+    ladder = [float(value) for value in config.tile.magnifications]
+    of_tokens = {"finest": ladder[-1:], "coarsest": ladder[:1], "all": ladder}
+    wanted = [(mixer.encoder, mixer.magnifications or ladder) for mixer in config.mixers]
+    wanted += [(entry.encoder, of_tokens[entry.tokens]) for entry in config.biomarkers.aggregators if entry.encoder]
+    return sorted({value for name, values in wanted if encoder in with_bases(config, {name}) for value in values})

@@ -3,11 +3,12 @@
 Both standardise the tokens by the slides that they are fitted on, kind by kind, and choose on the inner validation slides:
 attention when to stop, the linear model its penalty. Neither is fitted again with the validation slides: both see the same ones.
 Classification gives probabilities by softmax; regression is fitted to standardised values and gives them in their own unit.
+`fit_attention` also trains the encoder of its tokens where that learns (`mad.evaluation.finetune`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,12 +17,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mad.config.biomarkers import BiomarkersConfig
 from mad.evaluation.bags import Bag, Scaling, fit_scaling
+from mad.evaluation.tokens import EVERY, Places, StoredTokens
 from mad.files import MadError
 from mad.models.mil import GatedAttention, pad_bags
+from mad.training.average import MovingAverage
 
 Floats = NDArray[np.float64]
 
@@ -71,16 +74,25 @@ def fit_head(
     Raises:
         MadError: no slide to fit or to choose on.
     """
+    check_slides(fit, val, task)
+    scaling = fit_scaling(fit, num_kinds)
+    if kind == "mean":
+        return _fit_mean(fit, val, task, settings, scaling)
+    return fit_attention(fit, val, task, settings, StoredTokens(scaling, device), seed)
+
+
+def check_slides(fit: list[Bag], val: list[Bag], task: Task) -> None:
+    """Fail where a head cannot be fitted.
+
+    Raises:
+        MadError: no slide to fit or to choose on, or a class without one to fit on.
+    """
     if not fit or not val:
         raise MadError(f"a head needs slides to fit and to validate on; it has {len(fit)} and {len(val)}")
     if task.classes is not None and (lost := set(range(len(task.classes))) - {int(code) for code in task.of(fit)}):
         raise MadError(
             f"no slide of class {task.classes[min(lost)]!r} is left to fit a head on; do its slides lack tissue?"
         )
-    scaling = fit_scaling(fit, num_kinds)
-    if kind == "mean":
-        return _fit_mean(fit, val, task, settings, scaling)
-    return _fit_attention(fit, val, task, settings, scaling, seed, device)
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,7 @@ class AttentionHead:
     """Gated attention pooling."""
 
     model: GatedAttention
-    scaling: Scaling
+    tokens: StoredTokens
     centre: float
     spread: float
     """Of the values of a regression."""
@@ -136,7 +148,7 @@ class AttentionHead:
 
     @torch.no_grad()
     def predict(self, bag: Bag) -> tuple[Floats, NDArray[np.float32]]:
-        output, attention = self.model(self._tensor(self.scaling(bag)))
+        output, attention = self.model(self.tokens([bag], [EVERY])[0])
         values = output.double().cpu()
         scores = values * self.spread + self.centre if self.classes is None else values.softmax(-1)
         return scores.numpy(), attention.float().cpu().numpy()
@@ -144,53 +156,69 @@ class AttentionHead:
     def loss(self, output: Tensor, truth: Floats) -> Tensor:
         """Mean loss of outputs [b, C] (logits) or [b, 1] (standardised values)."""
         if self.classes is None:
-            return F.mse_loss(output[:, 0], self._tensor((truth - self.centre) / self.spread))
+            wanted = torch.from_numpy((truth - self.centre) / self.spread)
+            return F.mse_loss(output[:, 0], wanted.to(output))
         return F.cross_entropy(output, torch.from_numpy(truth.astype(np.int64)).to(output.device))
 
     @torch.no_grad()
     def mean_loss(self, bags: list[Bag], truth: Floats) -> float:
         """Mean loss over whole slides, one at a time."""
         self.model.eval()
-        outputs = [self.model(self._tensor(self.scaling(bag)))[0] for bag in bags]
+        outputs = [self.model(self.tokens([bag], [EVERY])[0])[0] for bag in bags]
         self.model.train()
         return float(self.loss(torch.stack(outputs), truth))
 
-    def _tensor(self, values: NDArray) -> Tensor:
-        return torch.from_numpy(np.asarray(values, np.float32)).to(self.model.output.weight.device)
 
+def fit_attention(
+    fit: list[Bag], val: list[Bag], task: Task, settings: BiomarkersConfig, tokens: StoredTokens, seed: int,
+    momentum: float | None = None, watch: Callable[[int, float], None] = lambda step, loss: None,
+) -> AttentionHead:  # fmt: skip
+    """Fit gated attention, and with it what of `tokens` learns, until the validation slides' loss no longer falls.
 
-def _fit_attention(
-    fit: list[Bag], val: list[Bag], task: Task, settings: BiomarkersConfig, scaling: Scaling, seed: int, device: str
-) -> AttentionHead:
+    Args:
+        momentum: of a moving average of all that learns, which is then validated and kept.
+        watch: is told the step and the loss at every look at the validation slides.
+
+    Raises:
+        MadError: the loss is never finite.
+    """
     truth, truth_val, rng = task.of(fit), task.of(val), np.random.default_rng(seed)
     dim, outputs = fit[0].store.shape[1], 1 if task.classes is None else len(task.classes)
     spread = float(truth.std()) or 1.0
     batch = min(settings.batch, len(fit))
-    with _seeded(seed, device):
-        model = GatedAttention(dim, settings.hidden, outputs, dropout=settings.dropout).to(device).train()
+    with _seeded(seed, tokens.device):
+        model = GatedAttention(dim, settings.hidden, outputs, dropout=settings.dropout).to(tokens.device).train()
         classes = None if task.classes is None else outputs
-        head = AttentionHead(model, scaling, float(truth.mean()), spread, classes, {})
-        optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        head = AttentionHead(model, tokens, float(truth.mean()), spread, classes, {})
+        learning = nn.ModuleList([model, tokens])
+        groups = [{"params": list(model.parameters())}, *tokens.groups()]
+        optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+        average = MovingAverage(learning, momentum)
         best, best_step, state, queue = np.inf, 0, {}, np.empty(0, np.int64)
         for step in range(1, settings.steps + 1):
             while len(queue) < batch:
                 queue = np.concatenate([queue, rng.permutation(len(fit))])
             chosen, queue = queue[:batch], queue[batch:]
-            bags = [head._tensor(scaling(fit[n], _draw(rng, len(fit[n]), settings.max_tiles))) for n in chosen]
+            places: list[Places] = [_draw(rng, len(fit[n]), settings.max_tiles) for n in chosen]
+            bags = tokens([fit[n] for n in chosen], places)
             loss = head.loss(model(*pad_bags(bags))[0], truth[chosen])
             optimiser.zero_grad()
             loss.backward()
+            tokens.before_step(optimiser, step - 1, settings.steps)
             optimiser.step()
+            average.update()
             if step % settings.check_every == 0 or step == settings.steps:
-                found = head.mean_loss(val, truth_val)
-                if found < best:
-                    best, best_step = found, step
-                    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-                elif step - best_step >= settings.patience * settings.check_every:
+                with average.applied():
+                    found = head.mean_loss(val, truth_val)
+                    if found < best:
+                        best, best_step = found, step
+                        state = {name: tensor.clone() for name, tensor in learning.state_dict().items()}
+                watch(step, found)
+                if step - best_step >= settings.patience * settings.check_every:
                     break
     if not state:
         raise MadError("an attention head's loss is not finite; are the embeddings, or is biomarkers.lr too high?")
-    model.load_state_dict(state)
+    learning.load_state_dict(state)
     model.eval()
     head.facts.update(steps=best_step)
     return head
@@ -202,8 +230,8 @@ def _draw(rng: np.random.Generator, size: int, most: int | None) -> NDArray[np.i
 
 
 @contextmanager
-def _seeded(seed: int, device: str) -> Iterator[None]:
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """torch's random stream (weights, dropout) at a seed, and as it was afterwards."""
-    with torch.random.fork_rng(devices=[] if device == "cpu" else [torch.device(device)]):
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
         yield

@@ -109,15 +109,24 @@ class TimmEncoder:
         if published:
             self.audit |= {"published_transform": published.transform, "licence": published.licence}
 
+    @property
+    def model(self) -> nn.Module:
+        """The network, in evaluation mode."""
+        return self._model
+
     @torch.inference_mode()
     def __call__(self, tiles: np.ndarray) -> np.ndarray:
-        images = torch.from_numpy(tiles).to(self._device).permute(0, 3, 1, 2).float()
+        return self.embed(torch.from_numpy(tiles)).cpu().numpy()
+
+    def embed(self, tiles: torch.Tensor) -> torch.Tensor:
+        """uint8 RGB [n, h, w, 3] -> float32 [n, d] on the encoder's device, with gradients where autograd is on."""
+        images = tiles.to(self._device).permute(0, 3, 1, 2).float()
         if images.shape[-1] != self._side:
             images = F.interpolate(images, size=(self._side, self._side), mode="bicubic", antialias=True).clamp(0, 255)
         images = (images - self._mean) / self._std
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             vectors = self._embed(images)
-        return vectors.float().cpu().numpy()
+        return vectors.float()
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         if self._pooling == "auto":

@@ -17,6 +17,7 @@ from mad.reporting.overlay import PALETTE
 
 CHANCE = {"auroc": 0.5, "r2": 0.0}
 MARKERS = "osD^vP*Xph<>"
+TITLE_WIDTH = 6.6  # inches that the title takes
 
 
 def biomarker_figure(found: dict[str, Any], path: Pathlike) -> None:
@@ -25,7 +26,7 @@ def biomarker_figure(found: dict[str, Any], path: Pathlike) -> None:
     names = list(dict.fromkeys(name for part in targets.values() for name in part["aggregators"]))
     lines = 1 if baseline is None else 2
     with plt.rc_context(STYLE):
-        size = 2.4 * len(targets) + 1.4, (0.19 * len(names) + 0.75) * lines
+        size = max(2.4 * len(targets) + 1.4, TITLE_WIDTH), (0.19 * len(names) + 0.75) * lines
         figure, axes = plt.subplots(lines, len(targets), figsize=size, squeeze=False, layout="constrained")
         for column, (target, part) in enumerate(targets.items()):
             metric = part["metric"]

@@ -93,7 +93,8 @@ def compare(config: Config, target: str) -> dict[str, Any]:
     task = settings.target(target).task
     return {
         "task": task, "column": settings.target(target).column, "metric": MAIN[task], "classes": classes,
-        "class_slides": first.get("class_slides"), "rules": first.get("rules", {}), "aggregators": lines,
+        "class_slides": first.get("class_slides"), "aggregators": lines,
+        "rules": {key: rule for name in tables for key, rule in reports[name]["rules"].items()},
     }  # fmt: skip
 
 

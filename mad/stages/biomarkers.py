@@ -52,9 +52,9 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
     device = choose_device(config.evaluate.device)
     tokens = SlideTokens(config, entry, device)
     source = tokens.source()
-    head = {"target": target.model_dump(), "aggregator": entry.model_dump()}
+    entries = {"target": target.model_dump(), "aggregator": entry.model_dump()}
     if source.get("status") == "absent":
-        write_json(folder / f"{entry.name}.json", {"status": "absent", "reason": source["reason"], **head})
+        write_json(folder / f"{entry.name}.json", {"status": "absent", "reason": source["reason"], **entries})
         return
     slides, task = read_target(read_parquet(Path(config.results) / "cohort" / "slides.parquet"), target)
     patient_of = dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
@@ -65,24 +65,31 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
     what = f"biomarkers {target.name} {entry.name}"
     if empty:
         log(f"{what}: {len(empty)} slides have no {entry.tokens} token and are left out: {', '.join(empty[:5])}")
-    heads = []
+    tuning = None
+    if entry.finetune is not None:
+        from mad.stages.end_to_end import EndToEnd  # loads timm, which frozen rows do without
+
+        tuning = EndToEnd(config, target, entry, source, task, device)
+    heads: list[tuple[Split, Head]] = []
     for split in track(splits, what, unit="heads"):
-        fit, val = (
-            [bags[s] for s, p in patient_of.items() if p in side and s in bags] for side in (split.fit, split.val)
+        fit, val, test = (
+            [bags[s] for s, p in patient_of.items() if p in side and s in bags]
+            for side in (split.fit, split.val, split.test)
         )
         seed = int(np.random.SeedSequence([config.seed, split.repeat, split.fold]).generate_state(1)[0])
-        heads.append(
-            (
-                split,
-                fit_head(entry.head, fit, val, task, settings, num_kinds=len(tokens.kinds), seed=seed, device=device),
-            )
-        )
+        kinds = len(tokens.kinds)
+        if tuning is not None:
+            head: Head = tuning.fit(split, fit, val, test, num_kinds=kinds, seed=seed)
+        else:
+            head = fit_head(entry.head, fit, val, task, settings, num_kinds=kinds, seed=seed, device=device)
+        heads.append((split, head))
     predictions, attention = predict(tokens, bags, patient_of, task, heads, settings.tile_shares)
+    rules = RULES if tuning is None else RULES | {"finetune": tuning.RULE}
     boot = {"resamples": config.evaluate.bootstrap_resamples, "min_patients": config.evaluate.min_patients}
     write_parquet(folder / f"{entry.name}.parquet", predictions)
     write_parquet(folder / "attention" / f"{entry.name}.parquet", attention)
     report = {
-        "status": "ok", **head, "rules": RULES, "classes": task.classes, "seed": config.seed, "bootstrap": boot,
+        "status": "ok", **entries, "rules": rules, "classes": task.classes, "seed": config.seed, "bootstrap": boot,
         "folds": settings.folds, "repeats": settings.repeats,
         "slides": len(bags), "patients": len({patient_of[slide] for slide in bags}), "without_tokens": empty,
         "class_slides": count_classes(task, list(bags)),
@@ -91,6 +98,8 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
         "by_share": summarise(predictions, task.classes, settings, seed=config.seed, **boot),
     }  # fmt: skip
     write_json(folder / f"{entry.name}.json", plain(report))
+    if tuning is not None:
+        tuning.forget()
 
 
 def read_target(cohort: pd.DataFrame, target: TargetConfig) -> tuple[pd.DataFrame, Task]:

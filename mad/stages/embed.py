@@ -2,9 +2,9 @@
 
 Each tile is encoded once, however many samples hold it. Slides that segmentation maps are drawn of are also embedded
 densely: every tile inside the slide, straight from the slide, in `embed/{encoder}/dense/`. An encoder of which regions or
-slides are made (`mixers:`, `biomarkers:`) embeds all slides so: every tile with tissue at every magnification. A slide whose
-inputs and encoder have not changed since is left as it is, so adding a slide embeds that slide alone. `audit.json`, written
-last, tells what the encoder was.
+slides are made (`mixers:`, `biomarkers:`) embeds all slides so: every tile with tissue at the magnifications that they take. A
+slide whose inputs and encoder have not changed since is left as it is, so adding a slide embeds that slide alone. `audit.json`,
+written last, tells what the encoder was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from mad.config import Config
 from mad.config.adapters import adapter_of
-from mad.config.regions import region_encoders
+from mad.config.regions import region_magnifications
 from mad.evaluation.segmentation import segmentation_slides
 from mad.files import (
     MadError,
@@ -66,7 +66,7 @@ def run(config: Config, name: str) -> None:
     start = time.perf_counter()
     done = {row.slide_id: _embed_shards(config, name, encoder, row, folder) for row in rows}
     slides = read_parquet(Path(config.results) / "cohort" / "slides.parquet")
-    mapped, whole = set(segmentation_slides(slides, config.evaluate)), name in region_encoders(config)
+    mapped, whole = set(segmentation_slides(slides, config.evaluate)), region_magnifications(config, name)
     for row in rows:
         if whole or row.slide_id in mapped:
             done[row.slide_id] += _embed_dense(
@@ -99,16 +99,18 @@ def _embed_shards(config: Config, name: str, encoder: Encoder, row: SlideRow, fo
 
 
 def _embed_dense(
-    config: Config, name: str, encoder: Encoder, row: SlideRow, folder: Path, whole: bool, mapped: bool
+    config: Config, name: str, encoder: Encoder, row: SlideRow, folder: Path, whole: list[float], mapped: bool
 ) -> int:
-    """Embed tiles straight from the slide: every one with tissue (`whole`), every one inside the slide for its maps (`mapped`).
+    """Embed tiles straight from the slide: every one with tissue at the magnifications `whole`, and every one inside the slide for
+    its maps (`mapped`).
 
     A slide that cannot be opened any more gets empty files, with a warning, unless `on_bad_slide` is "fail".
     """
     index = Path(config.results) / "tile" / f"{row.slide_id}.parquet"
     table = read_parquet(index, columns=["tile_id", "magnification", "status"])
     shown = (table["status"] != "edge") & table["magnification"].isin(config.evaluate.segmentation_magnifications)
-    table = table[(shown & mapped) | ((table["status"] == "ok") & whole)].reset_index(drop=True)
+    used = (table["status"] == "ok") & table["magnification"].isin(whole)
+    table = table[(shown & mapped) | used].reset_index(drop=True)
     cut = config.tile.model_dump(exclude={"tissue", "min_tissue"})
     key = {"encoder": encoder.audit, "tiles": table["tile_id"].tolist(), "slide": file_stamp(row.path), "cut": cut}
     if is_fresh(folder, row.slide_id, key):

@@ -18,6 +18,9 @@ rule biomarkers_aggregator:
     resources:
         mem_mb=more_each_try(8000),
         runtime=more_each_try(240),
+        gpu=lambda wildcards: int(
+            AGGREGATORS[wildcards.aggregator].finetune is not None
+        ),
     params:
         target=lambda wildcards: digest(
             TARGETS[wildcards.target].model_dump(mode="json")

@@ -10,7 +10,7 @@ from snakemake.utils import validate
 
 from mad.config import parse_config
 from mad.config.recipe import freeze_recipe
-from mad.config.regions import region_encoders
+from mad.config.regions import region_magnifications
 from mad.config.weights import weights_file
 from mad.files import MadError, digest, read_json, write_json_if_changed
 from mad.slides.sheet import cohort_rows

@@ -25,7 +25,7 @@ rule embed_encoder:
         entry=lambda wildcards: digest(
             ENCODERS[wildcards.encoder].model_dump(mode="json")
         ),
-        regions=lambda wildcards: wildcards.encoder in region_encoders(CFG),
+        regions=lambda wildcards: region_magnifications(CFG, wildcards.encoder),
         access=lambda wildcards: weights_access(ENCODERS[wildcards.encoder]),
         maps=digest(
             CFG.evaluate.model_dump(
