@@ -207,7 +207,7 @@ def test_validation_tiles_of_a_class_never_trained_on_choose_nothing() -> None:
     assert only[1] == 1e-2 and "classes trained on" in only[2]
 
 
-@pytest.mark.parametrize("dim", [30, 384])
+@pytest.mark.parametrize("dim", [30, 200])
 def test_weak_strengths_on_nearly_separable_rows_come_to_their_optimum(dim: int) -> None:
     generator = np.random.default_rng(dim)
     labels = generator.integers(0, 5, 800)
@@ -216,7 +216,7 @@ def test_weak_strengths_on_nearly_separable_rows_come_to_their_optimum(dim: int)
     rows = (rows @ np.linalg.qr(generator.normal(size=(dim, dim)))[0]).astype(np.float32)
     ours = sound_probe(rows, labels, num_classes=5, strength=1e-5)
     scaled = StandardScaler().fit_transform(rows.astype(np.float64))
-    theirs = LogisticRegression(C=1 / (len(labels) * 1e-5), max_iter=20_000, tol=1e-8).fit(scaled, labels)
+    theirs = LogisticRegression(C=1 / (len(labels) * 1e-5), max_iter=20_000, tol=1e-6).fit(scaled, labels)
 
     def objective(weight: np.ndarray, bias: np.ndarray) -> float:
         logits = torch.from_numpy(scaled @ weight + bias)
