@@ -207,13 +207,13 @@ def test_validation_tiles_of_a_class_never_trained_on_choose_nothing() -> None:
     assert only[1] == 1e-2 and "classes trained on" in only[2]
 
 
-@pytest.mark.parametrize("dim", [30, 200])
+@pytest.mark.parametrize("dim", [30, 768])
 def test_weak_strengths_on_nearly_separable_rows_come_to_their_optimum(dim: int) -> None:
     generator = np.random.default_rng(dim)
-    labels = generator.integers(0, 5, 800)
-    rows = generator.normal(size=(800, dim)) * np.geomspace(1, 0.01, dim)
-    rows[:, :5] += 0.5 * np.eye(5)[labels]
-    rows = (rows @ np.linalg.qr(generator.normal(size=(dim, dim)))[0]).astype(np.float32)
+    labels = generator.integers(0, 5, 400)
+    rows = generator.normal(size=(400, dim)) * np.geomspace(1, 0.01, dim) @ generator.normal(size=(dim, dim))
+    rows += 0.1 * generator.normal(size=(5, dim))[labels] * rows.std(0)
+    rows = rows.astype(np.float32)
     ours = sound_probe(rows, labels, num_classes=5, strength=1e-5)
     scaled = StandardScaler().fit_transform(rows.astype(np.float64))
     theirs = LogisticRegression(C=1 / (len(labels) * 1e-5), max_iter=20_000, tol=1e-6).fit(scaled, labels)
@@ -226,7 +226,7 @@ def test_weak_strengths_on_nearly_separable_rows_come_to_their_optimum(dim: int)
 
     best = objective(theirs.coef_.T, theirs.intercept_)
     assert ours.converged
-    assert objective(ours.weight[0].double().numpy(), ours.bias[0].double().numpy()) <= best * 1.002
+    assert objective(ours.weight[0].double().numpy(), ours.bias[0].double().numpy()) <= best + 5e-6
     assert not sound_probe(rows, labels, num_classes=5, strength=1e-5, max_iterations=5).converged
 
 
