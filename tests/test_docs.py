@@ -23,7 +23,8 @@ from mad.config.training import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RULES = set(re.findall(r"^ *rule (\w+):", "".join(p.read_text() for p in (ROOT / "workflow/rules").glob("*.smk")), re.M))
+SMK = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+RULES = set(re.findall(r"^ *rule (\w+):", SMK, re.M))
 FENCE = re.compile(r"^(`{3,})(\w*)\n(.*?)^\1$", re.M | re.S)
 INDENTED = re.compile(r"(?:(?<=\n\n)|^)(?: {4,}.*\n|\n(?= {4}))+", re.M)
 NO_KEY = ("png", "json", "md", "yaml", "html", "parquet", "jsonl")
