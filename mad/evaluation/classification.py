@@ -18,7 +18,7 @@ from mad.evaluation.by_patient import (
     matrices_by_patient,
 )
 from mad.evaluation.data import Embedded, NotApplicableError, spread
-from mad.evaluation.probe import choose_sound_probe, paper_probe
+from mad.evaluation.probe import cohort_probe, paper_probe
 from mad.metrics.confusion import accuracy, class_dice, class_iou, macro
 from mad.metrics.knn import knn_predict
 
@@ -64,10 +64,7 @@ def evaluate_classification(
     )
     copies = _patient_copies(data.patients[train], config.runs, seed)
     knn = knn_predict(bank, labels, queries, k=config.knn_k, num_classes=num_classes, copies=copies, device=device)
-    sound, strength, chosen = choose_sound_probe(
-        bank, labels, num_classes=num_classes, strengths=config.sound_strengths, fallback=config.sound_strength,
-        val_features=data.features[val], val_labels=data.codes[val], device=device,
-    )  # fmt: skip
+    sound, strength, chosen = cohort_probe(data, train, val, config, device)
     names, patient = np.unique(data.patients[test], return_inverse=True)
     predicted = {
         "linear": probe.predict(queries, device=device),

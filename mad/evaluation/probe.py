@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mad.config.evaluation import EvaluationConfig
+from mad.evaluation.data import Embedded
 from mad.evaluation.lbfgs import Lbfgs
 from mad.evaluation.standardised import StandardisedRows, standardisation, standardised
 from mad.metrics.rows import as_tensor, refuse_not_finite
@@ -241,6 +243,16 @@ def choose_sound_probe(
     if short := [f"{strength:g}" for strength, probe in zip(order, probes, strict=True) if not probe.converged]:
         chosen += f"; stopped before their optimum: {', '.join(short)}"
     return probes[best], order[best], chosen
+
+
+def cohort_probe(
+    data: Embedded, train: NDArray[np.int64], val: NDArray[np.int64], config: EvaluationConfig, device: Device = "cpu"
+) -> tuple[Probe, float, str]:
+    """`choose_sound_probe` of the classes of a cohort, from rows `train`, chosen on rows `val`."""
+    return choose_sound_probe(
+        data.features[train], data.codes[train], num_classes=len(data.classes), strengths=config.sound_strengths,
+        fallback=config.sound_strength, val_features=data.features[val], val_labels=data.codes[val], device=device,
+    )  # fmt: skip
 
 
 def cross_entropy(

@@ -18,7 +18,7 @@ from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import patient_intervals
 from mad.evaluation.by_patient import matrices_by_patient
 from mad.evaluation.data import Embedded, plain
-from mad.evaluation.probe import Probe, choose_sound_probe
+from mad.evaluation.probe import Probe, cohort_probe
 from mad.metrics.confusion import class_iou, macro
 from mad.metrics.moments import Moments
 
@@ -90,16 +90,7 @@ def scale_matrix(
         train, val = data.rows("train", trained), data.rows("val", trained)
         row: dict[str, float | None] = dict.fromkeys((f"{m:g}x" for m in ladder), None)
         if len(train):
-            probe = (fitted or {}).get(trained) or choose_sound_probe(
-                data.features[train],
-                data.codes[train],
-                num_classes=len(data.classes),
-                strengths=config.sound_strengths,
-                fallback=config.sound_strength,
-                val_features=data.features[val],
-                val_labels=data.codes[val],
-                device=device,
-            )[0]
+            probe = (fitted or {}).get(trained) or cohort_probe(data, train, val, config, device)[0]
             for tested, rows in tests.items():
                 if len(rows):
                     predicted = probe.predict(data.features[rows], device=device)

@@ -18,7 +18,7 @@ from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import patient_intervals
 from mad.evaluation.by_patient import class_statistics, matrices_by_patient, matrix_statistics
 from mad.evaluation.data import SHEET_COLUMNS, Embedded, NotApplicableError, plain
-from mad.evaluation.probe import Probe, choose_sound_probe
+from mad.evaluation.probe import Probe, cohort_probe
 from mad.metrics.confusion import macro
 
 Rows = NDArray[np.int64]
@@ -133,16 +133,7 @@ class Tested:
 
 def _fit(data: Embedded, rows: dict[str, Rows], config: EvaluationConfig, device: str | torch.device) -> Fitted:
     train, val = rows["train"], rows["val"]
-    probe, strength, chosen = choose_sound_probe(
-        data.features[train],
-        data.codes[train],
-        num_classes=len(data.classes),
-        strengths=config.sound_strengths,
-        fallback=config.sound_strength,
-        val_features=data.features[val],
-        val_labels=data.codes[val],
-        device=device,
-    )
+    probe, strength, chosen = cohort_probe(data, train, val, config, device)
     facts = {"train_tiles": len(train), "train_patients": data.num_patients(train)}
     return Fitted(probe=probe, facts=facts | {"strength": strength, "chosen_by": chosen})
 

@@ -18,7 +18,7 @@ from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import patient_intervals
 from mad.evaluation.by_patient import Sums, class_statistics, consistency, iou_statistics, matrices_by_patient, ratio
 from mad.evaluation.data import Embedded, NotApplicableError, kind_of, plain, spread
-from mad.evaluation.probe import Probe, choose_sound_probe, paper_probe
+from mad.evaluation.probe import Probe, cohort_probe, paper_probe
 from mad.evaluation.scales import coral, match_moments, scale_matrix
 from mad.metrics.confusion import accuracy, class_dice, class_iou, drop_truth, macro
 from mad.metrics.moments import moments
@@ -65,10 +65,7 @@ def evaluate_transfer(
     }  # fmt: skip
     labels = data.codes[train]
     paper = paper_probe(data.features[train], labels, **settings)
-    sound, strength, chosen = choose_sound_probe(
-        data.features[train], labels, num_classes=num_classes, strengths=config.sound_strengths, fallback=config.sound_strength,
-        val_features=data.features[val], val_labels=data.codes[val], device=device,
-    )  # fmt: skip
+    sound, strength, chosen = cohort_probe(data, train, val, config, device)
     truth = {side: data.codes[rows] for side, rows in test.items()}
     patients = {side: data.patients[rows] for side, rows in test.items()}
     tested = {side: data.features[rows] for side, rows in test.items()}
