@@ -1,6 +1,7 @@
 """The command `mad`: what each command is asked, says and returns; faults are one message and exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,19 @@ def test_a_fault_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     )
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr == f"mad: {tmp_path}/none.yaml: no such configuration file\n"
+
+
+def test_waiting_threads_sleep() -> None:
+    """Spinning ones take the time of those that they wait for."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    run = subprocess.run(
+        [sys.executable, "-m", "mad", "doctor"],
+        env=environment | {"OMP_DISPLAY_ENV": "TRUE"}, capture_output=True, text=True,
+    )  # fmt: skip
+    told = [line.split("=")[1].strip() for line in run.stderr.splitlines() if "OMP_WAIT_POLICY" in line]
+    if not told:
+        pytest.skip("this OpenMP tells nothing of its settings")
+    assert set(told) == {"'PASSIVE'"}
 
 
 def test_an_unknown_slide_is_told_with_the_nearest(config: Config, tmp_path: Path) -> None:

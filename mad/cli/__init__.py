@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -15,6 +16,9 @@ __all__ = ["app", "main", "stages", "tiles_show", "tools"]
 
 def main() -> None:
     """Entry point: a fault of the input is one readable message and exit code 2."""
+    # Waiting threads sleep; by default they spin, and take the time of those they wait for where a core is shared. Read when
+    # torch is loaded, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(143)
     )  # leave through every `finally`: no temporary file stays behind
