@@ -61,8 +61,17 @@ def test_every_table_and_figure_is_there_with_every_row() -> None:
         assert "absent" not in text and "not applicable" not in text
         assert (report / "tables" / f"{table}.csv").stat().st_size > 200
     assert "Grand Total" in (report / "tables" / "table2.md").read_text()
-    for figure in ("figure3_pca", "figure4_segmentation"):
-        assert (report / "figures" / f"{figure}.png").stat().st_size > 50_000
+    for figure, least in (("figure3_pca", 50_000), ("figure4_segmentation", 50_000), ("scale_matrix", 20_000)):
+        assert (report / "figures" / f"{figure}.png").stat().st_size > least
+
+
+def test_the_viewer_shows_the_annotation_with_the_maps() -> None:
+    (page,) = (RESULTS / "report" / "viewer" / "pages").glob("*.html")
+    layers = RESULTS / "report" / "viewer" / "layers" / page.stem
+    maps = {f"{name}{m}" for name in ("labels.", *(f"{e}_" for e in ENCODERS)) for m in ("10x", "40x")}
+    assert {path.stem for path in layers.glob("*.png")} == maps
+    drawn = {f["properties"]["classification"]["name"] for f in read_json(layers / "annotation.geojson")["features"]}
+    assert drawn == {"Gray Matter", "White Matter", "Leptomeninges", "Superficial Cortex"}
 
 
 def test_the_cohort_passed_its_own_checks() -> None:

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from mad.reporting.figures import STYLE, _families, _save, _scatter, _test_border, figure3, figure4, paint_raster
+from mad.reporting.figures import STYLE, _families, _scatter, _test_border, figure3, figure4, paint_raster, save
 
 CLASSES = ["Gray Matter", "White Matter"]
 COLOURS = {"Gray Matter": "#ff0000", "White Matter": "#0000ff"}
@@ -79,7 +79,7 @@ def test_figure_3_shows_the_families_of_one_parent_per_class(tmp_path: Path, lab
         with plt.rc_context(STYLE):
             figure, axis = plt.subplots(figsize=(3, 3))
             _scatter(axis, table, CLASSES, families)
-            _save(figure, tmp_path / "f.png")
+            save(figure, tmp_path / "f.png")
         dark.append((read(tmp_path / "f.png").max(-1) < 120).sum())
     assert dark[1] > dark[0] + 1000
 

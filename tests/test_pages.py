@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 from browser import open_browser
 from conftest import write_tiff
 from PIL import Image
+from test_qc_page import slides
 from test_tables import small_table
 from test_viewer import predict
 
 from mad.config import parse_config
-from mad.files import read_parquet, write_parquet
+from mad.files import read_json, read_parquet, write_json, write_parquet
 from mad.reporting.overlay import class_colours
+from mad.reporting.qc_page import qc_page
+from mad.reporting.quality import cohort_quality
 from mad.reporting.serve import open_server
 from mad.reporting.table_page import table_page
 from mad.slides.sheet import cohort_rows, write_sheet
@@ -86,7 +90,7 @@ def test_the_viewer(tmp_path: Path) -> None:
         browser.wait(LOADED)
         browser.run(
             "const [x, y, side] = arguments, at = toPicture(x - side / 4, y - side / 4), wide = (1.5 * side) / slide.downsample;"
-            "viewer.viewport.fitBounds(viewer.world.getItemAt(0).imageToViewportRectangle(at.x, at.y, wide, wide), true)",
+            "viewer.viewport.fitBounds(viewer.world.getItemAt(0).imageToViewportRectangle(at.x, at.y, wide, wide), true); draw()",
             column * side, row * side, side,
         )  # fmt: skip
         browser.wait(LOADED)
@@ -111,6 +115,116 @@ def test_the_viewer(tmp_path: Path) -> None:
     assert set(browser.answers.values()) <= {200, 304}
     foreign = [address for address in browser.answers if not address.startswith((root, "data:", "chrome", "about:"))]
     assert not foreign, "the viewer needs no network"
+
+
+OUTER, HOLE = (400, 300, 1300, 1100), (700, 500, 900, 800)  # left, top, right, bottom in level-0 px of what is scanned
+CORNER = (1000, 500)  # of what is scanned on the slide
+
+
+def test_an_annotation_is_drawn_where_it_lies(tmp_path: Path) -> None:
+    """Of a slide whose scanned area starts elsewhere than the slide: QuPath counts from its corner, the page from the slide's."""
+    pixels = np.full((1792, 1792, 3), 235, np.uint8)
+    write_tiff(tmp_path / "S.tiff", [np.ascontiguousarray(pixels[::step, ::step]) for step in (1, 4, 16)], mpp=0.25)
+    areas = {
+        "White Matter": shapely.Polygon(shapely.box(*OUTER).exterior, [shapely.box(*HOLE).exterior]),
+        "Gray Matter": shapely.box(1200, 1000, 1500, 1400),
+        "Unknown": shapely.box(100, 100, 200, 200),
+    }
+    features = [
+        {
+            "type": "Feature",
+            "geometry": shapely.geometry.mapping(area),
+            "properties": {"classification": {"name": name}},
+        }
+        for name, area in areas.items()
+    ]
+    write_json(tmp_path / "S.geojson", {"type": "FeatureCollection", "features": features})
+    record = {"slide_id": "S", "path": "S.tiff", "patient_id": "P", "split": "test", "annotation": "S.geojson"}
+    write_sheet(tmp_path / "s.tsv", [record])
+    config = parse_config({
+        "results": str(tmp_path / "results"), "cohort": {"sheet": str(tmp_path / "s.tsv")}, "tile": {"tile_px": 112},
+        "viewer": {"slides": "all"},
+    })  # fmt: skip
+    cohort.run(config)
+    (slide,) = cohort_rows(config)
+    tile.run(config, slide)
+    viewer.run_slide(config, slide)
+    facts = tmp_path / "results/report/viewer/pyramids/S/slide.json"
+    told = {"left": CORNER[0], "top": CORNER[1], "bounds": [*CORNER, 1792, 1792], "size": [4000, 3000]}
+    write_json(facts, read_json(facts) | told)
+    viewer.run(config)
+    colours = {name: (*bytes.fromhex(colour[1:]), 255) for name, colour in class_colours(config.label).items()}
+
+    with open_server(tmp_path / "results/report/viewer") as server, open_browser(tmp_path / "profile") as browser:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}/"
+        browser.driver.get(f"{root}pages/S.html")
+        browser.wait(LOADED)
+        browser.wait("layers.every((layer) => layer.pixels || layer.paths)")
+        maps = browser.driver.find_element("css selector", "#maps")
+        box = browser.driver.find_element("css selector", "input[type=checkbox]")
+        assert box.is_selected() and box.find_element("xpath", "..").text.strip() == "annotation", "it comes first"
+
+        def colour(x: float, y: float) -> tuple[int, ...]:
+            return tuple(browser.run(PIXEL, maps, CORNER[0] + x, CORNER[1] + y))
+
+        def check_borders(places: tuple[int, int, int, int], wanted: tuple[int, ...]) -> float:
+            """The class's colour on all four sides up to the corners; none 4 px of the screen to either side, or further on."""
+            left, top, right, bottom = places
+            off = 4 / browser.run("return toScreen(1, 0).x - toScreen(0, 0).x")
+            for share in (0.02, 0.5, 0.98):
+                x, y = left + share * (right - left), top + share * (bottom - top)
+                for sides, across in (([(left, y), (right, y)], (off, 0)), ([(x, top), (x, bottom)], (0, off))):
+                    for place in sides:
+                        assert colour(*place) == wanted, place
+                        if share == 0.5:
+                            assert all(colour(*np.add(place, np.multiply(sign, across)))[3] == 0 for sign in (-1, 1))
+            for x, y in ((left, top), (right, top), (left, bottom), (right, bottom)):
+                beyond = (x + (off if x == right else -off), y), (x, y + (off if y == bottom else -off))
+                assert all(colour(*place)[3] == 0 for place in beyond)
+            return off
+
+        for places in (OUTER, HOLE):
+            assert check_borders(places, colours["White Matter"]) > 2
+        assert colour(100, 150)[3] == 0, "an unknown class"
+        browser.run(
+            "const [x, y] = arguments, at = toPicture(x, y);"
+            "viewer.viewport.fitBounds(viewer.world.getItemAt(0).imageToViewportRectangle(at.x, at.y, 60, 80), true); draw()",
+            CORNER[0] + HOLE[0] - 20, CORNER[1] + HOLE[1] - 10,
+        )  # fmt: skip
+        browser.wait(LOADED)
+        assert check_borders(HOLE, colours["White Matter"]) < 2.2, "the place is known to half a pixel of the picture"
+
+        for place, name in (
+            ((500, 400), "White Matter"),
+            ((800, 600), "–"),
+            ((1250, 1050), "Gray Matter"),
+            ((60, 60), "–"),
+        ):
+            browser.run(
+                "const [x, y] = arguments, at = toScreen(x, y), corner = viewer.canvas.getBoundingClientRect();"
+                "tellCursor({ clientX: corner.left + at.x, clientY: corner.top + at.y })",
+                CORNER[0] + place[0] + 0.5, CORNER[1] + place[1] + 0.5,
+            )  # fmt: skip
+            told = browser.driver.find_element("id", "cursor").text.splitlines()
+            assert (
+                told[0] == f"x {CORNER[0] + place[0]}, y {CORNER[1] + place[1]} px"
+                and told[-1] == f"annotation: {name}"
+            )
+
+        on_line = (HOLE[0], 600)
+        browser.run("const range = document.querySelector('input[type=range]'); range.value = 50; range.oninput()")
+        assert colour(*on_line)[3] in (127, 128), "half transparent"
+        box.click()
+        assert colour(*on_line)[3] == 0, "switched off"
+        browser.driver.find_element("css selector", ".openseadragon-canvas").send_keys("r", "f")
+        assert browser.run("return [viewer.viewport.getRotation(true), viewer.viewport.getFlip()]") == [0, False]
+
+        browser.read_logs()
+        server.shutdown()
+    assert not browser.errors and not browser.unanswered
+    assert set(browser.answers.values()) <= {200, 304}
+    assert not [a for a in browser.answers if not a.startswith((root, "data:", "chrome", "about:"))]
 
 
 def test_a_table_sorts(tmp_path: Path) -> None:
@@ -138,6 +252,42 @@ def test_a_table_sorts(tmp_path: Path) -> None:
     assert not browser.errors and not browser.unanswered
 
 
+def test_the_quality_page_sorts_and_filters(tmp_path: Path) -> None:
+    """Numbers by what is behind them, the largest first; slides without one last whichever way; a filter keeps the order."""
+    rows = slides()
+    rows[1] = rows[1] | {"tissue_share": 0.05}
+    for folder in ("report", "tile"):
+        (tmp_path / folder).mkdir()
+    for facts in rows:
+        Image.new("RGB", (8, 6)).save(tmp_path / "tile" / f"{facts['slide_id']}.png")
+    page = tmp_path / "report" / "qc.html"
+    page.write_text(qc_page(cohort_quality(rows)), encoding="utf-8")
+    with open_browser(tmp_path / "profile") as browser:
+        browser.driver.get(page.as_uri())
+
+        def order() -> str:
+            return browser.run(
+                "return [...document.querySelectorAll('#slides tbody tr')].filter((row) => !row.hidden)"
+                ".map((row) => row.cells[0].textContent.trim()).join('')"
+            )
+
+        heads = {head.text: head for head in browser.driver.find_elements("css selector", "#slides th")}
+        assert order() == "EDFCAB" and browser.driver.find_element("id", "shown").text == "6 of 6"
+        heads["Tissue %"].click()
+        assert order() == "CABDEF" and heads["Tissue %"].get_attribute("aria-sort") == "descending"
+        heads["Tissue %"].click()
+        assert order() == "DBCAEF"
+        heads["Slide"].click()
+        assert order() == "ABCDEF" and not heads["Tissue %"].get_attribute("aria-sort")
+        heads["Split"].click()
+        heads["Split"].click()
+        assert order() == "ACDEFB", "texts from z to a"
+        browser.driver.find_element("id", "find").send_keys("pa")
+        assert order() == "AD" and browser.driver.find_element("id", "shown").text == "2 of 6", "a patient"
+        browser.read_logs()
+    assert not browser.errors and not browser.unanswered
+
+
 @pytest.mark.skipif(not REPORT.exists(), reason="results/ holds no report: run `make demo`")
 def test_the_report(tmp_path: Path) -> None:
     """Every picture loads, every table opens and sorts, and nothing comes from a network."""
@@ -150,6 +300,8 @@ def test_the_report(tmp_path: Path) -> None:
             browser.wait("document.querySelector('#app tbody tr a[iconname=eye]')")
             for number in range(browser.run("return document.querySelectorAll('#app tbody tr').length")):
                 browser.driver.find_elements("css selector", "#app tbody tr a[iconname=eye]")[number].click()
+                last = opened[-1] if opened else ""
+                browser.wait(f"app.state.resultPath && app.state.resultPath !== '{last}'")
                 opened.append(browser.run("return app.state.resultPath"))
                 if opened[-1].endswith(".png"):
                     browser.wait(

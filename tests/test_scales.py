@@ -12,7 +12,7 @@ from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
 from mad.config.evaluation import EvaluationConfig
-from mad.evaluation.scales import coral, match_moments, scale_matrix
+from mad.evaluation.scales import chance_iou, coral, match_moments, scale_matrix
 from mad.metrics.moments import moments
 from mad.stages.evaluate import load
 
@@ -57,6 +57,11 @@ def test_constant_dimensions_stay_finite() -> None:
         assert np.isfinite(align(moments(source), moments(target))(source)).all()
 
 
+def test_chance_by_hand() -> None:
+    assert chance_iou(np.array([3, 3, 3, 7])) == pytest.approx(((1.5 / (3 + 2 - 1.5)) + (0.5 / (1 + 2 - 0.5))) / 2)
+    assert chance_iou(np.array([2, 2])) == 1 and chance_iou(np.array([], np.int64)) is None
+
+
 def test_matrix_equals_scikit_learn_and_is_null_where_nothing_is(tmp_path) -> None:
     fake_results(tmp_path, {"mad": 0.5}, columns=2, noise=3)
     data = load(fake_config(tmp_path, ["mad"]), "mad")
@@ -68,6 +73,12 @@ def test_matrix_equals_scikit_learn_and_is_null_where_nothing_is(tmp_path) -> No
             assert low <= matrix[trained][tested] <= high
     assert scale_matrix(data, config)["matrix_bootstrap"]["40x"]["reason"] == "2 test patient(s), an interval needs 5"
     train, test = data.rows("train", 10), data.rows("test", 40)
+    guess = np.random.default_rng(0).choice(np.unique(data.codes[test]), (400, len(test)))
+    truth = np.tile(data.codes[test], 400)
+    by_luck = jaccard_score(truth, guess.ravel(), labels=np.unique(truth), average="macro")
+    assert found["matrix_chance"]["40x"] == pytest.approx(by_luck, abs=0.01) and set(found["matrix_chance"]) == set(
+        matrix
+    )
     scaler = StandardScaler().fit(data.features[train])
     model = LogisticRegression(C=100 / len(train), max_iter=2000).fit(
         scaler.transform(data.features[train]), data.codes[train]

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 from conftest import decode_coordinates
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,7 +195,7 @@ def test_pages_list_what_there_is(small: Config) -> None:
     folder = Path(small.results) / "report" / "viewer"
     assert {path.name for path in (folder / "pages").iterdir()} == {"S01.html", "S02.html"}
     index = (folder / "index.html").read_text()
-    assert "pages/S01.html" in index and "2 layers" in index and "6 layers" in index
+    assert "pages/S01.html" in index and "3 layers" in index and "7 layers" in index
     assert "pages/bad.html" not in index and "bad.tiff: no slide that can be read" in index
     page = (folder / "pages" / "S02.html").read_text()
     for name in ("labels.", "first_", "second_"):
@@ -202,6 +203,7 @@ def test_pages_list_what_there_is(small: Config) -> None:
             assert f"../layers/S02/{name}{magnification}.geojson" in page
             assert (folder / f"layers/S02/{name}{magnification}.png").exists()
     assert "third" not in page and "0.75" in page
+    assert page.index("../layers/S02/annotation.geojson") < page.index("../layers/S02/labels.10x.geojson")
     told = json.loads(page.split('id="page">')[1].split("</script>")[0])
     assert told["colours"] == class_colours(small.label), "the figures' colours"
     licence = (folder / "assets" / "openseadragon.LICENSE.txt").read_text()
@@ -218,6 +220,42 @@ def test_labels_are_those_of_the_tile_table(small: Config) -> None:
     for x, y, side, label in tiles[["x", "y", "side", "label"]].itertuples(index=False):
         expected = (0, 0, 0, 0) if pd.isna(label) else (*bytes.fromhex(colours[label][1:]), 255)
         assert tuple(image[y // side, x // side]) == expected
+
+
+def test_the_annotation_is_that_of_the_sheet(small: Config, slides: Path) -> None:
+    drawn, shown = (
+        read_json(path)["features"]
+        for path in (slides / "S02.geojson", Path(small.results) / "report/viewer/layers/S02/annotation.geojson")
+    )
+    assert len(drawn) == len(shown)
+    for before, after in zip(drawn, shown, strict=True):
+        assert before["properties"]["classification"]["name"] == after["properties"]["classification"]["name"]
+        assert shapely.geometry.shape(before["geometry"]).equals(shapely.geometry.shape(after["geometry"]))
+
+
+def test_an_annotation_that_cannot_be_read_costs_its_layer_alone(small: Config, tmp_path: Path) -> None:
+    root = Path(small.results)
+    for part in ("tile", "evaluate", "report/viewer/pyramids"):
+        shutil.copytree(root / part, tmp_path / "results" / part)
+    (tmp_path / "bad.geojson").write_text("{")
+    sheet = Path(str(small.cohort.sheet)).read_text()
+    path_of = {row.slide_id: str(row.annotation) for row in cohort_rows(small)}
+    (tmp_path / "slides.tsv").write_text(
+        sheet.replace(path_of["S01"], str(tmp_path / "bad.geojson")).replace(path_of["S02"], "")
+    )
+    changed = {
+        "results": str(tmp_path / "results"),
+        "cohort": small.cohort.model_copy(update={"sheet": str(tmp_path / "slides.tsv")}),
+    }
+    config = small.model_copy(update=changed)
+    viewer.run(config)
+    page = (tmp_path / "results/report/viewer/pages/S01.html").read_text()
+    assert "labels.10x.png" in page and "annotation.geojson" not in page
+    assert "annotation.geojson" not in (tmp_path / "results/report/viewer/pages/S02.html").read_text(), (
+        "none in the sheet"
+    )
+    with pytest.raises(MadError, match=r"bad\.geojson: no QuPath GeoJSON"):
+        viewer.run(config.model_copy(update={"on_bad_slide": "fail"}))
 
 
 def test_a_missing_pyramid_is_named(small: Config, tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def scale_matrix(
     Test tiles are all labelled test tiles of a magnification; null where a magnification has none to train or test on.
 
     Returns:
-        `matrix`: trained -> tested -> mean IoU, as in {"10x": {"2.5x": …, "10x": …}}, and `matrix_bootstrap`: tested -> intervals
-        by the magnification that was trained on.
+        `matrix`: trained -> tested -> mean IoU, as in {"10x": {"2.5x": …, "10x": …}}; `matrix_bootstrap`: tested -> intervals by
+        the magnification that was trained on; `matrix_chance`: tested -> `chance_iou`.
     """
     ladder = [float(m) for m in np.unique(data.tiles["magnification"].to_numpy(float))]
     tests = {m: data.rows("test", m) for m in ladder}
@@ -99,7 +99,20 @@ def scale_matrix(
                     by_patient[f"{tested:g}x"][f"{trained:g}x"] = sums
                     row[f"{tested:g}x"] = plain(float(macro(class_iou(sums.sum((0, 1))))))
         matrix[f"{trained:g}x"] = row
-    return {"matrix": matrix, "matrix_bootstrap": {m: _intervals(sums, config, seed) for m, sums in by_patient.items()}}
+    return {
+        "matrix": matrix,
+        "matrix_bootstrap": {m: _intervals(sums, config, seed) for m, sums in by_patient.items()},
+        "matrix_chance": {f"{m:g}x": chance_iou(data.codes[rows]) for m, rows in tests.items()},
+    }
+
+
+def chance_iou(truth: NDArray) -> float | None:
+    """Mean IoU of a guess that names each of the classes of the truth [n] with the same probability; null without tiles.
+
+    From the expected confusion matrix: of n_a tiles of class a n_a / K are called b, whichever b of the K classes.
+    """
+    _, counts = np.unique(truth, return_counts=True)
+    return float(macro(class_iou(np.outer(counts, np.full(len(counts), 1 / len(counts)))))) if len(counts) else None
 
 
 def _intervals(sums: dict[str, NDArray], config: EvaluationConfig, seed: int) -> dict[str, Any]:

@@ -38,6 +38,7 @@ RULES = {
     "matched": "the same probes; fine embeddings get the coarse mean and deviation per dimension, from unlabelled training tiles",
     "coral": "the same probes; fine embeddings get the coarse mean and covariance, from unlabelled training tiles",
     "matrix": "mean IoU of the sound probe trained on one magnification, tested on all labelled test tiles of another",
+    "chance": "matrix_chance: a guess that names each class of the test truth with the same probability, by expected counts",
     "interval": "test patients are resampled, the trained probes stay; scores are averaged over runs within a resample",
 }
 

@@ -45,7 +45,7 @@ def figure3(
         path: PNG.
     """
     if not panels:
-        _save_message("No encoder has parents and children to draw: Table 4 tells why.", path)
+        save_message("No encoder has parents and children to draw: Table 4 tells why.", path)
         return
     lines = -(-len(panels) // 4)
     columns = -(-len(panels) // lines)
@@ -76,7 +76,7 @@ def figure3(
             axis.set_xlabel(f"PC 1 ({100 * explained[0]:.0f} %)", labelpad=2)
             axis.set_ylabel(f"PC 2 ({100 * explained[1]:.0f} %)", labelpad=2)
         _legend_below(figure, marks)
-        _save(figure, path)
+        save(figure, path)
 
 
 def figure4(
@@ -99,7 +99,7 @@ def figure4(
         path: PNG.
     """
     if not rows:
-        _save_message("No slide has a map: the table of maps tells why.", path)
+        save_message("No slide has a map: the table of maps tells why.", path)
         return
     columns = 2 + len(encoders)
     shapes = [_bounds(row) for row in rows]
@@ -151,7 +151,7 @@ def figure4(
         if any(borders):
             patches.append(Line2D([], [], color="black", linewidth=1.2, label="test part: what is scored"))
         _legend_below(figure, patches, h_pad=0.6, w_pad=0.6)
-        _save(figure, path)
+        save(figure, path)
 
 
 def paint_raster(tiles: pd.DataFrame, column: str, colours: dict[str, str]) -> tuple[NDArray[np.float64], list[float]]:
@@ -284,15 +284,16 @@ def scale_bar(axis: Any, bounds: tuple[float, float, float, float], mpp: float) 
     )  # fmt: skip
 
 
-def _save_message(text: str, path: Pathlike) -> None:
+def save_message(text: str, path: Pathlike) -> None:
     """A picture that says why there is none."""
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(6, 1))
         figure.text(0.5, 0.5, text, ha="center", va="center", color="#555555", fontsize=10)
-        _save(figure, path)
+        save(figure, path)
 
 
-def _save(figure: Any, path: Pathlike) -> None:
+def save(figure: Any, path: Pathlike) -> None:
+    """Write a figure as PNG, the same bytes every time, and close it."""
     with atomic_path(Path(path)) as temporary:
         figure.savefig(temporary, dpi=200, metadata={"Software": None})
     plt.close(figure)

@@ -1,8 +1,9 @@
-"""A predicted class map as polygons for QuPath: one annotation per class, its tiles merged."""
+"""Areas with classes as polygons for QuPath; of a class map one annotation per class, its tiles merged."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 def write_map(
-    path: Pathlike, tiles: pd.DataFrame, colours: dict[str, str], origin: tuple[float, float] = (0, 0)
+    path: Pathlike, tiles: pd.DataFrame, colours: Mapping[str, str], origin: tuple[float, float] = (0, 0)
 ) -> None:
     """Write a GeoJSON FeatureCollection in level-0 pixels, which QuPath imports as annotations.
 
@@ -31,25 +32,32 @@ def write_map(
         origin: x and y of the slide's bounds, from where QuPath counts.
     """
     tiles = tiles.reset_index(drop=True)
-    side, features = float(tiles["side"].median()), []
+    side, areas = float(tiles["side"].median()), []
     spans = [_spans(tiles[axis].to_numpy(float), side) for axis in ("x", "y")]
-    for name, colour in colours.items():
+    for name in colours:
         mine = tiles[(tiles["predicted"] == name).fillna(False)]
         if not len(mine):
             continue
         (left, right), (top, bottom) = ((starts[mine.index], ends[mine.index]) for starts, ends in spans)
         x, y = origin
         merged = shapely.coverage_union_all(shapely.box(left - x, top - y, right - x, bottom - y)).simplify(0)
-        features.append(
-            {
-                "type": "Feature",
-                "geometry": shapely.geometry.mapping(merged),
-                "properties": {
-                    "objectType": "annotation",
-                    "classification": {"name": name, "color": list(rgb(colour))},
-                },
-            }
-        )
+        areas.append((name, merged))
+    write_areas(path, areas, colours)
+
+
+def write_areas(path: Pathlike, areas: Iterable[tuple[str, shapely.Geometry]], colours: Mapping[str, str]) -> None:
+    """Write areas with their class, in QuPath's coordinates, as a GeoJSON FeatureCollection of annotations."""
+    features = [
+        {
+            "type": "Feature",
+            "geometry": shapely.geometry.mapping(geometry),
+            "properties": {
+                "objectType": "annotation",
+                "classification": {"name": name, "color": list(rgb(colours[name]))},
+            },
+        }
+        for name, geometry in areas
+    ]
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
 

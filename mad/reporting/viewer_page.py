@@ -24,12 +24,14 @@ def slide_page(slide: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     """The page of one slide, which lies in `pages/`.
 
     Args:
-        slide: its `slide.json`, and under `layers` what `write_layer` told.
+        slide: its `slide.json`, and under `layers` what `write_layer` and `write_annotation` told. The annotation, which has no
+            magnification, stands first on the page; layers are drawn in their own order.
         colours: `#rrggbb` per class.
     """
     groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
-    for number, layer in enumerate(slide["layers"]):
-        groups.setdefault(f"{layer['magnification']:g}x", []).append((number, layer))
+    for number, layer in sorted(enumerate(slide["layers"]), key=lambda entry: entry[1]["magnification"] is not None):
+        heading = "As drawn" if layer["magnification"] is None else f"{layer['magnification']:g}x"
+        groups.setdefault(heading, []).append((number, layer))
     return render("slide.html", slide=slide, groups=groups, colours=colours)
 
 

@@ -1,4 +1,4 @@
-"""Stage `report`: Tables 2-5, Figures 3 and 4, and tables on slides, trainings and time.
+"""Stage `report`: Tables 2-5, Figures 3 and 4, the matrix of magnifications, and tables on slides, trainings and time.
 
 Reads evaluate/*/, and for what no protocol measures shard/ and tile/ (Table 2, slides), train/*/summary.json (health) and
 benchmarks/ (time); opens the slides of Figure 4 for their thumbnails. Writes report/tables/*.{csv,md,tex,html},
@@ -39,6 +39,7 @@ def run(config: Config) -> None:
     from mad.reporting.provenance import provenance, provenance_page
     from mad.reporting.qc import health_table, slide_table, time_table
     from mad.reporting.quality import SHARD_COLUMNS, TILE_COLUMNS, slide_facts
+    from mad.reporting.scale_figure import scale_figure
     from mad.reporting.scale_tables import scale_table, site_table
     from mad.reporting.tables import table3, table4, table5
 
@@ -80,11 +81,12 @@ def run(config: Config) -> None:
     _fields(config)
     _figure3(config, reports)
     _figure4(config, slides, facts, reports)
+    scale_figure(reports, results / "report" / "figures" / "scale_matrix.png")
     found = provenance(config)
     write_json(results / "report" / "provenance.json", found)
     with atomic_path(results / "report" / "provenance.html") as temporary:
         temporary.write_text(provenance_page(found), encoding="utf-8")
-    log(f"report: {len(tables)} tables and 2 figures in {results / 'report'}")
+    log(f"report: {len(tables)} tables and 3 figures in {results / 'report'}")
 
 
 def read_reports(results: Path, encoders: list[str]) -> Reports:

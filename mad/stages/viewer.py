@@ -1,8 +1,9 @@
-"""Stage `viewer`: a static folder `report/viewer/` in which slides are looked at with their labels and predictions as layers.
+"""Stage `viewer`: a static folder `report/viewer/` in which slides are looked at with annotation, labels and predictions as layers.
 
 `run_slide` writes `pyramids/{slide}/` (deep zoom tiles, `slide.json`), the one part that opens a slide. `run` writes the rest from
-tile/ and evaluate/: `layers/{slide}/` (a PNG of one pixel per tile and QuPath GeoJSON per layer), `pages/{slide}.html`, `assets/`
-and, last, `index.html`. Nothing in it comes from a network: any file server shows it, `mad view` is one.
+tile/, evaluate/ and the annotations: `layers/{slide}/` (outlines as GeoJSON; per map a PNG of one pixel per tile and QuPath
+GeoJSON), `pages/{slide}.html`, `assets/` and, last, `index.html`. Nothing in it comes from a network: any file server shows it,
+`mad view` is one.
 """
 
 from __future__ import annotations
@@ -62,14 +63,15 @@ def run(config: Config) -> None:
     """Write layers, pages and index of the slides whose pyramids are there.
 
     Raises:
-        MadError: a slide of the viewer has no pyramid yet.
+        MadError: a slide of the viewer has no pyramid yet; an annotation cannot be read and `on_bad_slide` is "fail".
     """
     from mad.reporting.layers import write_layer
     from mad.reporting.overlay import class_colours
     from mad.reporting.viewer_page import index_page, slide_page, write_assets
 
     folder = _folder(config)
-    names = viewed_slides(cohort_rows(config), config)
+    rows = {row.slide_id: row for row in cohort_rows(config)}
+    names = viewed_slides(rows.values(), config)
     colours = class_colours(config.label)
     painted = _painted(config)
     with (
@@ -89,6 +91,7 @@ def run(config: Config) -> None:
                 continue
             for layer in _layers(config, name, painted):
                 slide["layers"].append(write_layer(layers / name, layer, colours, slide["bounds"], slide["size"]))
+            slide["layers"] += _annotation(config, layers / name, rows[name], slide)
             (pages / f"{name}.html").write_text(slide_page(slide, colours), encoding="utf-8")
     with atomic_path(folder / "index.html") as temporary:
         temporary.write_text(index_page(facts), encoding="utf-8")
@@ -97,6 +100,22 @@ def run(config: Config) -> None:
 
 def _folder(config: Config) -> Path:
     return Path(config.results) / "report" / "viewer"
+
+
+def _annotation(config: Config, folder: Path, row: SlideRow, slide: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotation's layer, if there is one. Of a file that cannot be read the tile stage has told the cause already."""
+    from mad.reporting.annotation_layer import write_annotation
+
+    if not row.annotation:
+        return []
+    try:
+        told = write_annotation(folder, row.annotation, config.label, slide)
+    except MadError as error:
+        if config.on_bad_slide == "fail" or isinstance(error, StorageError):
+            raise
+        log(f"viewer {row.slide_id}: no annotation layer: {error}")
+        return []
+    return [told] if told else []
 
 
 def _painted(config: Config) -> Painted:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mad.config.model import LabelConfig
 from mad.files import Pathlike
-from mad.slides.annotations import Region, is_mask, num_off_slide, open_mask, read_annotation
+from mad.slides.annotations import Annotation, Region, is_mask, num_off_slide, open_mask, read_annotation
 from mad.tiles.labels import NO_CLASS, class_raster, mask_raster, raster_shape
 from mad.tiles.pyramid import Grid
 
@@ -41,6 +41,11 @@ def annotated_raster(
     return _from_polygons(path, label, grid, cells, bounds, size)
 
 
+def named_regions(annotation: Annotation, label: LabelConfig) -> list[Region]:
+    """The areas under the names that `label.rename` gives them; those that are still no class stay as they are."""
+    return [Region(label.rename.get(r.name, r.name), r.geometry) for r in annotation.regions]
+
+
 def _from_polygons(
     path: Pathlike,
     label: LabelConfig,
@@ -50,7 +55,7 @@ def _from_polygons(
     size: tuple[int, int],
 ) -> Annotated:
     annotation = read_annotation(path, bounds=bounds, size=size)
-    regions = [Region(label.rename.get(r.name, r.name), r.geometry) for r in annotation.regions]
+    regions = named_regions(annotation, label)
     areas = Counter(region.name for region in regions)
     unknown = {name: count for name, count in areas.items() if name not in label.classes}
     off, partly = num_off_slide(regions, size)

@@ -109,10 +109,20 @@ def slide_file(wildcards):
     return [path] if CFG.cohort.sheet is None or Path(path).exists() else []
 
 
+def annotations(slides):
+    """The annotations of slides, of those for which the sheet names one that is there."""
+    paths = filter(None, (SLIDES[slide].annotation for slide in slides))
+    return [p for p in paths if CFG.cohort.sheet is None or Path(p).exists()]
+
+
 def annotation_file(wildcards):
-    """The annotation, if the sheet names one and it is there."""
-    path = SLIDES[wildcards.slide].annotation
-    return [path] if path and (CFG.cohort.sheet is None or Path(path).exists()) else []
+    """The annotation of a job's slide, if it has one."""
+    return annotations([wildcards.slide])
+
+
+def viewed_annotations(wildcards):
+    """Those of the slides that are shown."""
+    return annotations(VIEWED)
 
 
 def is_settled(name):

@@ -17,6 +17,7 @@ if CFG.evaluate.reference:
 FIGURES = {
     "figure3_pca": "Figure 3: parents and children in one embedding",
     "figure4_segmentation": "Figure 4: segmentation maps",
+    "scale_matrix": "Every magnification to every other",
 }
 
 if any(run.distill for run in CFG.runs):

@@ -28,6 +28,7 @@ rule viewer:
     input:
         pyramids=results("report/viewer/pyramids/{slide}", slide=VIEWED),
         tiles=results("tile/{slide}.parquet", slide=VIEWED),
+        annotations=viewed_annotations,
         maps=results(
             "evaluate/{encoder}/segmentation.{format}",
             encoder=ENCODERS,
