@@ -127,7 +127,7 @@ def test_an_annotation_is_drawn_where_it_lies(tmp_path: Path) -> None:
     write_tiff(tmp_path / "S.tiff", [np.ascontiguousarray(pixels[::step, ::step]) for step in (1, 4, 16)], mpp=0.25)
     areas = {
         "White Matter": shapely.Polygon(shapely.box(*OUTER).exterior, [shapely.box(*HOLE).exterior]),
-        "Gray Matter": shapely.box(1200, 1000, 1500, 1400),
+        "3": shapely.box(1200, 1000, 1500, 1400),
         "Unknown": shapely.box(100, 100, 200, 200),
     }
     features = [
@@ -143,7 +143,7 @@ def test_an_annotation_is_drawn_where_it_lies(tmp_path: Path) -> None:
     write_sheet(tmp_path / "s.tsv", [record])
     config = parse_config({
         "results": str(tmp_path / "results"), "cohort": {"sheet": str(tmp_path / "s.tsv")}, "tile": {"tile_px": 112},
-        "viewer": {"slides": "all"},
+        "viewer": {"slides": "all"}, "label": {"classes": ["White Matter", "3", "Background"]},
     })  # fmt: skip
     cohort.run(config)
     (slide,) = cohort_rows(config)
@@ -198,7 +198,8 @@ def test_an_annotation_is_drawn_where_it_lies(tmp_path: Path) -> None:
         for place, name in (
             ((500, 400), "White Matter"),
             ((800, 600), "–"),
-            ((1250, 1050), "Gray Matter"),
+            ((1250, 1050), "White Matter"),
+            ((1400, 1200), "3"),
             ((60, 60), "–"),
         ):
             browser.run(

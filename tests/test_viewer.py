@@ -205,7 +205,7 @@ def test_pages_list_what_there_is(small: Config) -> None:
     assert "third" not in page and "0.75" in page
     assert page.index("../layers/S02/annotation.geojson") < page.index("../layers/S02/labels.10x.geojson")
     told = json.loads(page.split('id="page">')[1].split("</script>")[0])
-    assert told["colours"] == class_colours(small.label), "the figures' colours"
+    assert told["classes"] == [list(item) for item in class_colours(small.label).items()], "the figures' colours"
     licence = (folder / "assets" / "openseadragon.LICENSE.txt").read_text()
     assert "Redistribution" in licence
     assert "http" not in page.split("<body")[1].split("<script")[0], "nothing comes from elsewhere"

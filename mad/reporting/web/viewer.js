@@ -1,7 +1,8 @@
 // One slide in OpenSeadragon, its annotation and class maps above it. Coordinates are level-0 pixels of the slide unless told.
 "use strict";
 
-const { slide, colours } = JSON.parse(document.getElementById("page").textContent);
+const { slide, classes } = JSON.parse(document.getElementById("page").textContent); // classes in the order of their priority
+const colours = Object.fromEntries(classes);
 const root = `../pyramids/${slide.slide_id}/slide_files/`;
 const LAST_ZOOM = 8; // screen pixels per pixel of the picture
 const BAR_PX = 160; // longest scale bar
@@ -63,15 +64,15 @@ function loadPicture(layer, address) {
 /** Sets `paths`: one per class, counted from the picture's corner as the file is; the class that wins overlaps comes first. */
 async function loadOutlines(layer, address) {
   const { features } = await (await fetch(address)).json();
-  const paths = Object.fromEntries(Object.keys(colours).map((name) => [name, new Path2D()]));
+  const paths = new Map(classes.map(([name]) => [name, new Path2D()]));
   for (const { geometry, properties } of features) {
-    const path = paths[properties.classification.name];
+    const path = paths.get(properties.classification.name);
     for (const ring of geometry.coordinates.flat(geometry.type === "Polygon" ? 0 : 1)) {
       ring.forEach(([x, y], number) => (number ? path.lineTo(x, y) : path.moveTo(x, y)));
       path.closePath();
     }
   }
-  layer.paths = Object.entries(paths);
+  layer.paths = [...paths];
   draw();
 }
 
@@ -153,7 +154,7 @@ function tellCursor(event) {
   const [x, y] = toSlide(new OpenSeadragon.Point(event.clientX - corner.left, event.clientY - corner.top));
   const lines = [`x ${Math.floor(x)}, y ${Math.floor(y)} px`];
   lines.push(`${((x * slide.mpp) / 1000).toFixed(3)}, ${((y * slide.mpp) / 1000).toFixed(3)} mm`);
-  const names = Object.fromEntries(Object.entries(colours).map(([name, colour]) => [colour.toLowerCase(), name]));
+  const names = Object.fromEntries(classes.map(([name, colour]) => [colour.toLowerCase(), name]));
   const found = layers.filter(({ shown }) => shown).map((layer) => {
     const colour = colourAt(layer, x, y);
     const whose = layer.magnification ? `${layer.name} ${layer.magnification}x` : layer.name;
