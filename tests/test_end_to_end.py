@@ -199,8 +199,8 @@ def test_faults_are_named(made: Path, tmp_path: Path, capsys: pytest.CaptureFixt
             r"finetune cannot train 'uni' \(published:uni2-h\); it trains timm models of run:, random:",
         ),
         ({"encoder": "own"}, r"finetune cannot train 'own' \(python:m:f\)"),
-        ({"encoder": "enc", "head": "mean"}, "finetune trains an `encoder` with `head: attention`"),
-        ({"mixer": "m"}, "finetune trains an `encoder` with `head: attention`"),
+        ({"encoder": "enc", "head": "mean"}, "finetune trains an encoder or a mixer with `head: attention`"),
+        ({"mixer": "m", "head": "mean"}, "finetune trains an encoder or a mixer with `head: attention`"),
         ({"encoder": "enc", "finetune": {"layer_decay": 0}}, "layer_decay"),
     ],
 )

@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from mad.config.biomarkers import BiomarkersConfig, FinetuneConfig
 from mad.config.encoders import EncoderConfig
-from mad.evaluation.bags import Bag, fit_scaling
+from mad.evaluation.bags import Bag, Scaling, fit_scaling
+from mad.evaluation.encoded_tokens import EncodedTokens
 from mad.evaluation.finetune import fit_finetuned, load_head, save_head
-from mad.evaluation.learned_tokens import LearnedTokens
 from mad.evaluation.slide_heads import Task, fit_attention, fit_head
 from mad.evaluation.tokens import EVERY
 from mad.files import MadError
@@ -65,17 +65,23 @@ class Cohort:
         self.looks: list[tuple[int, float]] = []
         return fit_finetuned(
             self.fit, self.val, self.test, self.task, settings, FinetuneConfig(**config),
-            encoder=encoder, pixels=self.pixels, num_kinds=1, seed=seed, watch=lambda *look: self.looks.append(look),
+            learner=self.learner(encoder, **config), num_kinds=1, seed=seed, watch=lambda *look: self.looks.append(look),
         )  # fmt: skip
 
-    def tokens(self, encoder: TimmEncoder, **config: Any) -> LearnedTokens:
-        return LearnedTokens(fit_scaling(self.fit, 1), "cpu", encoder, self.pixels, FinetuneConfig(**config), 0)
+    def learner(self, encoder: TimmEncoder, **config: Any) -> Any:
+        def start(scaling: Scaling, seed: int) -> EncodedTokens:
+            return EncodedTokens(scaling, "cpu", encoder, self.pixels, FinetuneConfig(**config), seed)
+
+        return start
+
+    def tokens(self, encoder: TimmEncoder, **config: Any) -> EncodedTokens:
+        return self.learner(encoder, **config)(fit_scaling(self.fit, 1), 0)
 
     def auroc(self, head: Any) -> float:
         return float(roc_auc_score(self.task.of(self.test), [head.predict(bag)[0][1] for bag in self.test]))
 
 
-def gradients(tokens: LearnedTokens, cohort: Cohort) -> dict[str, torch.Tensor]:
+def gradients(tokens: EncodedTokens, cohort: Cohort) -> dict[str, torch.Tensor]:
     """Of the sum of squares of some tokens of two slides."""
     found = tokens(cohort.bags[:2], [np.array([4, 0, 7]), EVERY])
     assert [len(part) for part in found] == [3, 9]
@@ -232,12 +238,15 @@ def test_parts_of_a_slide_are_told_as_they_are_in_the_whole(tmp_path: Path):
         head.predict(cohort.fit[0])
 
     save_head(head, tmp_path / "0-0.safetensors", {"seed": 1})
-    read = load_head(tmp_path / "0-0.safetensors", {"seed": 1}, cohort.test, "cpu")
+
+    def load(name: str, seed: int) -> Any:
+        return load_head(tmp_path / name, {"seed": seed}, cohort.test, cohort.learner(encoder), seed, "cpu")
+
+    read = load("0-0.safetensors", 1)
     assert read is not None and read.facts == head.facts
     for bag in cohort.test:
         assert all(np.array_equal(*both) for both in zip(read.predict(bag), head.predict(bag), strict=True))
-    assert load_head(tmp_path / "0-0.safetensors", {"seed": 2}, cohort.test, "cpu") is None
-    assert load_head(tmp_path / "0-1.safetensors", {"seed": 1}, cohort.test, "cpu") is None
+    assert load("0-0.safetensors", 2) is None and load("0-1.safetensors", 1) is None
 
 
 def test_the_moving_average_is_validated_and_kept():

@@ -30,17 +30,19 @@ class TargetConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """Training an aggregator's encoder together with its attention head, on the slides' labels (end to end).
+    """Training an aggregator's encoder or mixer together with its attention head, on the slides' labels (end to end).
 
-    The head keeps its own `lr`, `weight_decay` and the rest of this section; matrices of the encoder decay as the head's do.
+    The head keeps its own `lr`, `weight_decay` and the rest of this section; matrices of the network decay as the head's do.
     """
 
     lr: float = Field(1e-5, ge=0)
-    """Peak learning rate of the encoder's top layer: a linear warm-up, then a cosine to 0. 0: the encoder stays as it is."""
+    """Peak learning rate of the network's top layer: a linear warm-up, then a cosine to 0. 0: the network stays as it is. The
+    default is an encoder's; a mixer, which is small, takes one nearer to that of its own training."""
     layer_decay: float = Field(0.75, gt=0, le=1)
-    """Factor on the learning rate from each layer of the encoder to the one below it."""
+    """Factor on the learning rate from each layer of the network to the one below it."""
     frozen_layers: int = Field(0, ge=0)
-    """So many of the lowest layers stay as they are; patches, tokens and positions are the first."""
+    """So many of the lowest layers stay as they are; patches, tokens and positions are the first, of a mixer what is before its
+    blocks."""
     warmup: int = Field(10, ge=0)
     """Steps of the warm-up."""
     steps: int | None = Field(None, ge=1)
@@ -48,20 +50,22 @@ class FinetuneConfig(Section):
     batch: int | None = Field(None, ge=1)
     """Slides per step; not given: `biomarkers.batch`."""
     max_tiles: int | None = Field(None, ge=1)
-    """Tiles drawn of each slide at a step; not given: `biomarkers.max_tiles`."""
+    """Tokens drawn of each slide at a step; not given: `biomarkers.max_tiles`. With a mixer they lie in as few regions as hold
+    them, drawn at random and mixed whole."""
     turns: bool = True
-    """Whether each tile of a step is flipped and turned at random."""
+    """Whether each tile of a step is flipped and turned at random; without effect on a mixer, which sees no pixels."""
     clip: float = Field(1.0, gt=0)
-    """Largest norm of the encoder's gradient."""
+    """Largest norm of the network's gradient."""
     ema: float | None = Field(None, ge=0, lt=1)
-    """Momentum of a moving average of encoder and head, which then validates and is tested; null: none."""
+    """Momentum of a moving average of network and head, which then validates and is tested; null: none."""
     checkpointing: bool = True
     """Whether activations are computed again in the backward pass, `pass_tiles` tiles at a time: memory for those of one pass,
     whatever a step's tiles, for about a third more time."""
     pass_tiles: int = Field(64, ge=1)
-    """Tiles per forward pass."""
+    """Tiles per forward pass; of a mixer whole regions, with their padding, and one at least."""
     cache_gb: float = Field(2.0, ge=0)
-    """Memory for decoded tiles; tiles of the slides that do not fit are read from the slide at every step."""
+    """Memory for decoded tiles; tiles of the slides that do not fit are read from the slide at every step. Without effect on a
+    mixer."""
 
 
 class AggregatorConfig(Section):
@@ -80,8 +84,9 @@ class AggregatorConfig(Section):
     """`attention`: gated attention pooling (Ilse et al. 2018). `mean`: the mean of the tokens, then logistic or ridge
     regression."""
     finetune: FinetuneConfig | None = None
-    """Given, even as `{}`: the encoder learns with the head, fold by fold, from tiles read from the slides. Its embeddings only
-    standardise the tokens then. For encoders of `run:`, `random:`, `local-dir:` and `timm:`."""
+    """Given, even as `{}`: the encoder or mixer learns with the head, fold by fold; an encoder from tiles read from the slides, a
+    mixer from the tiles' embeddings. What it told before only standardises the tokens then. For encoders of `run:`, `random:`,
+    `local-dir:` and `timm:`, and for every mixer."""
 
     @model_validator(mode="after")
     def _has_one_source(self) -> AggregatorConfig:
@@ -89,9 +94,10 @@ class AggregatorConfig(Section):
             raise ValueError(f"{self.name!r} needs either `encoder` or `mixer`")
         if self.tokens == "region" and self.mixer is None:
             raise ValueError(f"{self.name!r}: only a mixer has region tokens; take finest, coarsest or all")
-        if self.finetune is not None and (self.encoder is None or self.head != "attention"):
+        if self.finetune is not None and self.head != "attention":
             raise ValueError(
-                f"{self.name!r}: finetune trains an `encoder` with `head: attention`, no mixer and no mean"
+                f"{self.name!r}: finetune trains an encoder or a mixer with `head: attention`; the linear model of `head: mean` "
+                "hands it no gradient"
             )
         return self
 
@@ -198,7 +204,7 @@ def check_biomarkers(config: Config) -> None:
                 raise ValueError(
                     f"biomarkers.aggregators: {entry.name!r} asks for {what} {wanted!r}; {what}s has {sorted(names)}"
                 )
-        if entry.finetune is not None:
+        if entry.finetune is not None and entry.encoder is not None:
             spec = next(encoder.spec for encoder in config.encoders if encoder.name == entry.encoder)
             if spec.partition(":")[0] not in TUNABLE:
                 raise ValueError(

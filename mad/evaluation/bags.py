@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from mad.training.region_data import SlideRegions
 
 CHUNK = 8192
 
@@ -27,6 +31,8 @@ class Bag:
     """[n], the tile's id, or that of the region."""
     tiles: int
     """Tiles that have to be encoded for it: those that a mixer sees, whatever it hands on."""
+    regions: SlideRegions | None = None
+    """For a mixer that learns: what it mixes. Row by row its tokens are those of `store`: a region's own, then its tiles'."""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -3,7 +3,7 @@
 Both standardise the tokens by the slides that they are fitted on, kind by kind, and choose on the inner validation slides:
 attention when to stop, the linear model its penalty. Neither is fitted again with the validation slides: both see the same ones.
 Classification gives probabilities by softmax; regression is fitted to standardised values and gives them in their own unit.
-`fit_attention` also trains the encoder of its tokens where that learns (`mad.evaluation.finetune`).
+`fit_attention` also trains the encoder or mixer of its tokens where that learns (`mad.evaluation.finetune`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mad.config.biomarkers import BiomarkersConfig
 from mad.evaluation.bags import Bag, Scaling, fit_scaling
-from mad.evaluation.tokens import EVERY, Places, StoredTokens
+from mad.evaluation.tokens import EVERY, StoredTokens
 from mad.files import MadError
 from mad.models.mil import GatedAttention, pad_bags
 from mad.training.average import MovingAverage
@@ -199,8 +199,8 @@ def fit_attention(
             while len(queue) < batch:
                 queue = np.concatenate([queue, rng.permutation(len(fit))])
             chosen, queue = queue[:batch], queue[batch:]
-            places: list[Places] = [_draw(rng, len(fit[n]), settings.max_tiles) for n in chosen]
-            bags = tokens([fit[n] for n in chosen], places)
+            drawn = [fit[n] for n in chosen]
+            bags = tokens(drawn, [tokens.draw(rng, bag, settings.max_tiles) for bag in drawn])
             loss = head.loss(model(*pad_bags(bags))[0], truth[chosen])
             optimiser.zero_grad()
             loss.backward()
@@ -222,11 +222,6 @@ def fit_attention(
     model.eval()
     head.facts.update(steps=best_step)
     return head
-
-
-def _draw(rng: np.random.Generator, size: int, most: int | None) -> NDArray[np.int64] | slice:
-    """Which tokens of a bag a step sees."""
-    return slice(None) if most is None or size <= most else rng.choice(size, most, replace=False)
 
 
 @contextmanager

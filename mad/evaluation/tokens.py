@@ -1,4 +1,4 @@
-"""Where an attention head's tokens come from: stored embeddings, or an encoder that learns (`mad.evaluation.learned_tokens`)."""
+"""Where an attention head's tokens come from: stored embeddings, or a network that learns (`mad.evaluation.learned_tokens`)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ class StoredTokens(nn.Module):
         """Tokens [m, d] of some places of each bag, on the head's device."""
         found = [self.scaling(bag, some) for bag, some in zip(bags, places, strict=True)]
         return [torch.from_numpy(np.asarray(values, np.float32)).to(self.device) for values in found]
+
+    def draw(self, rng: np.random.Generator, bag: Bag, most: int | None) -> Places:
+        """Which tokens of a bag a training step sees, `most` of them at most."""
+        return EVERY if most is None or len(bag) <= most else rng.choice(len(bag), most, replace=False)
 
     def groups(self) -> list[dict[str, Any]]:
         """For the optimiser, beside the head's."""

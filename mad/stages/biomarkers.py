@@ -22,6 +22,7 @@ from mad.evaluation.folds import Split, class_strata, patient_folds, value_strat
 from mad.evaluation.slide_heads import Head, Task, fit_head
 from mad.files import MadError, read_parquet, write_json, write_parquet
 from mad.progress import log, track
+from mad.stages.end_to_end import EndToEnd
 from mad.stages.evaluate import choose_device
 from mad.stages.slide_tokens import SlideTokens
 
@@ -67,8 +68,6 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
         log(f"{what}: {len(empty)} slides have no {entry.tokens} token and are left out: {', '.join(empty[:5])}")
     tuning = None
     if entry.finetune is not None:
-        from mad.stages.end_to_end import EndToEnd  # loads timm, which frozen rows do without
-
         tuning = EndToEnd(config, target, entry, source, task, device)
     heads: list[tuple[Split, Head]] = []
     for split in track(splits, what, unit="heads"):
@@ -84,7 +83,7 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
             head = fit_head(entry.head, fit, val, task, settings, num_kinds=kinds, seed=seed, device=device)
         heads.append((split, head))
     predictions, attention = predict(tokens, bags, patient_of, task, heads, settings.tile_shares)
-    rules = RULES if tuning is None else RULES | {"finetune": tuning.RULE}
+    rules = RULES if tuning is None else RULES | tuning.rules
     boot = {"resamples": config.evaluate.bootstrap_resamples, "min_patients": config.evaluate.min_patients}
     write_parquet(folder / f"{entry.name}.parquet", predictions)
     write_parquet(folder / "attention" / f"{entry.name}.parquet", attention)

@@ -1,4 +1,4 @@
-"""The end-to-end part of stage `biomarkers`: heads with encoders of their own, fold by fold, each stored when it is done.
+"""The end-to-end part of stage `biomarkers`: heads with an encoder or a mixer of their own, fold by fold, each stored when done.
 
 Finished folds lie in biomarkers/{target}/folds/{aggregator}/{repeat}-{fold}.safetensors until the aggregator's JSON is written: an
 interrupted job goes on with the fold that it was at.
@@ -7,30 +7,30 @@ interrupted job goes on with the fold that it was at.
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mad.config import Config
 from mad.config.biomarkers import AggregatorConfig, TargetConfig
 from mad.evaluation.bags import Bag
-from mad.evaluation.finetune import FinetunedHead, fit_finetuned, load_head, save_head
+from mad.evaluation.finetune import FinetunedHead, Learner, fit_finetuned, load_head, save_head
 from mad.evaluation.folds import Split
 from mad.evaluation.slide_heads import Task
-from mad.files import MadError, digest
-from mad.models.encoders import TimmEncoder, load_encoder
+from mad.files import MadError, digest, sha256_file
 from mad.progress import log
-from mad.stages.tile_pixels import TilePixels
 
 IGNORED = {"cache_gb", "checkpointing"}  # they change no number but by rounding
+RULE = (
+    "the {0} learns with its attention head on the fitted slides of each fold; validation patients tell when to stop; "
+    "tokens are standardised by what the {0} told of the fitted slides before"
+)
+Start = tuple[Learner, dict[str, Any]]
+"""What learns, and what its start is made from."""
 
 
 class EndToEnd:
     """The trainings of one target and aggregator."""
-
-    RULE = (
-        "the encoder learns with its attention head on the fitted slides of each fold; validation patients tell when to stop; "
-        "tokens are standardised by what the encoder told of the fitted slides before"
-    )
 
     def __init__(
         self,
@@ -41,26 +41,22 @@ class EndToEnd:
         task: Task,
         device: str,
     ) -> None:
-        """`source` is the audit of the embeddings.
+        """`source` is the audit of the embeddings, or the summary of the mixer.
 
         Raises:
-            MadError: the encoder cannot be loaded, or is not the one that made the embeddings.
+            MadError: the network cannot be loaded, or is not the one that made the tokens.
         """
-        assert entry.encoder is not None and entry.finetune is not None
-        encoder = load_encoder(config, entry.encoder)
-        assert isinstance(encoder, TimmEncoder)
-        if source.get("weights_sha256") != encoder.audit["weights_sha256"]:
-            raise MadError(
-                f"embed/{entry.encoder}: made by other weights than those of {config.encoder(entry.encoder).spec} now; run "
-                f"`mad embed {entry.encoder}` again"
-            )
+        assert entry.finetune is not None
+        kind, starting = ("encoder", encoder_learner) if entry.encoder else ("mixer", mixer_learner)
+        self._learner, made_from = starting(config, entry, source, device)
         self._settings, self._tuning, self._task, self._device = config.biomarkers, entry.finetune, task, device
-        self._encoder, self._pixels = encoder, TilePixels(config, entry.finetune.cache_gb)
+        self.rules = {"finetune" if entry.encoder else "finetune_mixer": RULE.format(kind)}
+        self._kind = kind
         self._folder = Path(config.results) / "biomarkers" / target.name / "folds" / entry.name
         self._what = f"biomarkers {target.name} {entry.name}"
         own = {"targets", "aggregators", "baseline", "tile_shares", "map_slides", "map_target"}
         self._key = {
-            "encoder": encoder.audit,
+            **made_from,
             "task": digest([task.truth, task.classes]),
             "settings": config.biomarkers.model_dump(mode="json", exclude=own),
             "finetune": entry.finetune.model_dump(mode="json", exclude=IGNORED),
@@ -73,20 +69,20 @@ class EndToEnd:
         """The head of one fold: from its file, or trained and written there."""
         path = self._folder / f"{split.repeat}-{split.fold}.safetensors"
         slides = {
-            side: [[bag.slide_id, *bag.names] for bag in bags]
+            side: [[bag.slide_id, *bag.names, *([] if bag.regions is None else [bag.regions.key])] for bag in bags]
             for side, bags in zip("fvt", (fit, val, test), strict=True)
         }
         key = {**self._key, "slides": digest(slides), "seed": seed}
-        if (head := load_head(path, key, test, self._device)) is not None:
+        if (head := load_head(path, key, test, self._learner, seed, self._device)) is not None:
             return head
         what = f"{self._what}: repeat {split.repeat}, fold {split.fold}"
         head = fit_finetuned(
-            fit, val, test, self._task, self._settings, self._tuning, encoder=self._encoder, pixels=self._pixels,
+            fit, val, test, self._task, self._settings, self._tuning, learner=self._learner,
             num_kinds=num_kinds, seed=seed, device=self._device,
             watch=lambda step, loss: log(f"{what}: step {step}, validation loss {loss:.4f}"),
         )  # fmt: skip
-        moved = 100 * head.facts["encoder_change"]
-        log(f"{what}: step {head.facts['steps']} is kept; the encoder moved by {moved:.2g} % of its weights' norm")
+        moved = 100 * head.facts[f"{self._kind}_change"]
+        log(f"{what}: step {head.facts['steps']} is kept; the {self._kind} moved by {moved:.2g} % of its weights' norm")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_head(head, path, key)
         return head
@@ -96,3 +92,50 @@ class EndToEnd:
         shutil.rmtree(self._folder, ignore_errors=True)
         if self._folder.parent.exists() and not any(self._folder.parent.iterdir()):
             self._folder.parent.rmdir()
+
+
+def encoder_learner(config: Config, entry: AggregatorConfig, source: dict[str, Any], device: str) -> Start:
+    """An encoder on the pixels of the slides.
+
+    Raises:
+        MadError: it cannot be loaded, or is not the one that made the embeddings.
+    """
+    from mad.evaluation.encoded_tokens import EncodedTokens  # here, as below, for it loads timm: frozen rows do without
+    from mad.models.encoders import TimmEncoder, load_encoder
+    from mad.stages.tile_pixels import TilePixels
+
+    assert entry.encoder is not None and entry.finetune is not None
+    encoder, tuning = load_encoder(config, entry.encoder), entry.finetune
+    assert isinstance(encoder, TimmEncoder)
+    if source.get("weights_sha256") != encoder.audit["weights_sha256"]:
+        raise MadError(
+            f"embed/{entry.encoder}: made by other weights than those of {config.encoder(entry.encoder).spec} now; run "
+            f"`mad embed {entry.encoder}` again"
+        )
+    pixels = TilePixels(config, tuning.cache_gb)
+    return lambda scaling, seed: EncodedTokens(scaling, device, encoder, pixels, tuning, seed), {
+        "encoder": encoder.audit
+    }
+
+
+def mixer_learner(config: Config, entry: AggregatorConfig, source: dict[str, Any], device: str) -> Start:
+    """A mixer on the embeddings of the slides' tiles.
+
+    Raises:
+        MadError: it cannot be loaded, or is not the one that made the tokens.
+    """
+    from mad.evaluation.mixed_tokens import MixedTokens
+    from mad.models.export import WEIGHTS as TENSORS
+    from mad.models.mixer import load_mixer
+    from mad.stages.mix import WEIGHTS
+
+    assert entry.mixer is not None and entry.finetune is not None
+    folder, tuning = Path(config.results) / "mix" / entry.mixer / WEIGHTS, entry.finetune
+    mixer = load_mixer(folder).to(device)
+    sha256 = sha256_file(folder / TENSORS)
+    if source.get("weights_sha256") != sha256:
+        raise MadError(
+            f"mix/{entry.mixer}: made by other weights than those in {folder}; run `mad mix {entry.mixer}` again"
+        )
+    mixed = {"weights_sha256": sha256, "region_tiles": config.mixer(entry.mixer).region_tiles, **asdict(mixer.shape)}
+    return lambda scaling, seed: MixedTokens(scaling, device, mixer, tuning), {"mixer": mixed}

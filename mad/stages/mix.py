@@ -11,7 +11,6 @@ Ctrl-C the stage saves a checkpoint and leaves with code 75.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def run(config: Config, name: str) -> None:
         return
     torch.set_num_threads(entry.runtime.threads or granted_threads())
     rows = cohort_rows(config)
-    slides = {row.slide_id: _without_table(read_regions(config, entry, row.slide_id)) for row in rows}
+    slides = {row.slide_id: read_regions(config, entry, row.slide_id).bare() for row in rows}
     splits: dict[str, Split] = {"train": [], "val": [], "test": []}
     for row in rows:
         splits[str(row.split)] += [(slides[row.slide_id], number) for number in range(len(slides[row.slide_id]))]
@@ -81,11 +80,6 @@ def run(config: Config, name: str) -> None:
     for row in track(rows, f"mix {name}", unit="slides"):
         tokens += write_tokens(mixer, read_regions(config, entry, row.slide_id), folder)
     _summarise(folder, entry, provenance, splits, tokens)
-
-
-def _without_table(slide: SlideRegions) -> SlideRegions:
-    """What training reads of a slide: the ids of a cohort's tiles would fill the memory."""
-    return replace(slide, table=slide.table.iloc[:0].copy())
 
 
 def freeze_mixer(config: Config, entry: MixerConfig) -> dict[str, Any]:

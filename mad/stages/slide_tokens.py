@@ -25,6 +25,9 @@ from mad.tiles.embeddings import read_audit, read_embeddings
 if TYPE_CHECKING:
     from mad.training.region_data import SlideRegions
 
+Read = tuple[NDArray[np.float32], pd.DataFrame, "SlideRegions | None"]
+"""Vectors, the table of the tokens, and for a mixer that learns what it mixes."""
+
 
 class SlideTokens:
     """The tokens of one entry of `biomarkers.aggregators`."""
@@ -59,7 +62,7 @@ class SlideTokens:
         Raises:
             MadError: the slide was not embedded, or not mixed.
         """
-        store, table = self._plain(slide_id, share) if self.entry.encoder else self._mixed(slide_id, share)
+        store, table, regions = self._plain(slide_id, share) if self.entry.encoder else self._mixed(slide_id, share)
         region = table["token"].to_numpy() == "region"
         magnification = table["magnification"].to_numpy(np.float64)
         wanted = {
@@ -78,9 +81,10 @@ class SlideTokens:
             kind=np.where(region, len(self.magnifications), level)[rows].astype(np.int64),
             names=names[rows],
             tiles=int((~region).sum()) if self.entry.mixer else len(rows),
+            regions=None if regions is None else regions.bare(),
         )
 
-    def _plain(self, slide_id: str, share: float) -> tuple[NDArray[np.float32], pd.DataFrame]:
+    def _plain(self, slide_id: str, share: float) -> Read:
         """An encoder's dense embeddings, tiles with tissue alone."""
         if slide_id != self._last[0]:
             ids, store = read_embeddings(self.results / "embed" / str(self.entry.encoder) / "dense", slide_id)
@@ -88,30 +92,45 @@ class SlideTokens:
             table = ids.reset_index(names="row").merge(tiles[tiles["status"] == "ok"], on="tile_id")
             self._last = slide_id, (store, table.assign(token="tile", region=None))
         store, table = self._last[1]
-        return store, table[self._kept(table, share)]
+        return store, table[self._kept(table, share)], None
 
-    def _mixed(self, slide_id: str, share: float) -> tuple[NDArray[np.float32], pd.DataFrame]:
-        """A mixer's tokens: as stage `mix` wrote them, or mixed anew from a share of the tiles."""
+    def _mixed(self, slide_id: str, share: float) -> Read:
+        """A mixer's tokens: as stage `mix` wrote them, or mixed anew from a share of the tiles; where the mixer learns, each
+        fold's mixes that share, and `store` is empty."""
         folder = self.results / "mix" / str(self.entry.mixer)
+        learns = self.entry.finetune is not None
         if share == 1:
             if not (folder / f"{slide_id}.npy").exists():
                 raise MadError(f"{folder / slide_id}.npy: no such file; run `mad mix {self.entry.mixer}` again")
             table = read_parquet(folder / f"{slide_id}.parquet")
-            return np.load(folder / f"{slide_id}.npy", mmap_mode="r", allow_pickle=False), table.reset_index(
-                names="row"
-            )
+            slide = self._regions(slide_id) if learns else None
+            if slide is not None and len(slide) + len(slide.table) != len(table):
+                raise MadError(
+                    f"{folder / slide_id}.npy: not of the tiles there are now; run `mad mix {self.entry.mixer}` again"
+                )
+            store = np.load(folder / f"{slide_id}.npy", mmap_mode="r", allow_pickle=False)
+            return store, table.reset_index(names="row"), slide
         from mad.models.mixer import load_mixer
         from mad.stages.mix import WEIGHTS, contextual_tokens, token_table
+
+        slide = self._regions(slide_id)
+        thin = thinned(slide, self._kept(slide.table, share))
+        table = token_table(thin).reset_index(names="row")
+        if learns:
+            return np.empty((len(table), 0), np.float32), table, thin
+        if self._mixer is None:
+            self._mixer = load_mixer(folder / WEIGHTS).to(self.device)
+        return contextual_tokens(self._mixer, thin), table, None
+
+    def _regions(self, slide_id: str) -> SlideRegions:
+        """What a mixer mixes of a slide."""
         from mad.training.region_data import read_regions
 
         assert self.mixer_config is not None
-        if self._mixer is None:
-            self._mixer = load_mixer(folder / WEIGHTS).to(self.device)
         if slide_id != self._last[0]:
             self._last = slide_id, read_regions(self.config, self.mixer_config, slide_id)
-        slide = self._last[1]
-        thin = thinned(slide, self._kept(slide.table, share))
-        return contextual_tokens(self._mixer, thin), token_table(thin).reset_index(names="row")
+        found: SlideRegions = self._last[1]
+        return found
 
     def _kept(self, table: pd.DataFrame, share: float) -> NDArray[np.bool_]:
         """Which tiles of a table stay: all but the finest ones beyond the share."""

@@ -6,7 +6,7 @@ Embeddings stay in their files and are read region by region, so that a cohort n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,10 @@ class SlideRegions:
     def tiles(self, region: int) -> slice:
         """Where the tiles of one region are."""
         return slice(int(self.bounds[region]), int(self.bounds[region + 1]))
+
+    def bare(self) -> SlideRegions:
+        """Without the table, all that training reads: the ids of a cohort's tiles would fill the memory."""
+        return replace(self, table=self.table.iloc[:0].copy())
 
 
 Places = Sequence[tuple[SlideRegions, int]]  # regions: the slide of each, and its number there
