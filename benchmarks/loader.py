@@ -5,17 +5,18 @@
 For a MAD batch (a parent and 4 of its 16 children per sample) and a DINOv2 batch (one of these five tiles): `decode` decodes the
 images from memory with the loader's own decoder, `loader` draws, reads, checks, decodes and collates them without making views,
 `views` makes the augmented views as well, `stream` does what `loader` does with tars read end to end (`loader: stream`; as many
-other images). All run in this process with one thread, and alternate; medians over the rounds, of the shares too.
+other images). All run in this process with one thread, and alternate; medians over the rounds, of the shares too. Shares of the
+processor's time stand beside those of wall time: they say more where other work runs on the machine.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import cv2
+import numpy as np
 import torch
 
 from mad.config import load_config
@@ -69,11 +70,11 @@ def consume_plain(data: TrainingSet) -> None:
         consume(data)
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+def seconds(action: Callable[[], object]) -> tuple[float, float]:
+    """Wall time and processor time of one call."""
+    wall, own = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - start
+    return time.perf_counter() - wall, time.process_time() - own
 
 
 def main() -> None:
@@ -100,16 +101,16 @@ def main() -> None:
             "views": lambda data=data: consume(data),
             "stream": lambda stream=stream: consume_plain(stream),
         }
-        times: dict[str, list[float]] = {name: [] for name in actions}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
         for _ in range(args.rounds):
             for name, action in actions.items():
                 times[name].append(seconds(action))
         size = sum(map(len, encoded)) / len(encoded) / 1e3
         print(f"{method}: {len(encoded)} tiles of {tile_px} px, {size:.1f} kB each")
         for name, found in times.items():
-            rate = len(encoded) / statistics.median(found)
-            share = statistics.median(bare / one for bare, one in zip(times["decode"], found, strict=True))
-            print(f"  {name:<7} {rate:8.0f} tiles/s  {100 * share:4.0f} % of decode")
+            rate = len(encoded) / np.median(found, axis=0)[0]
+            wall, own = 100 * np.median(np.array(times["decode"]) / np.array(found), axis=0)
+            print(f"  {name:<7} {rate:8.0f} tiles/s  {wall:4.0f} % of decode, {own:4.0f} % by processor time")
 
 
 if __name__ == "__main__":

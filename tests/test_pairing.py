@@ -1,6 +1,7 @@
 """Controls read tiles of their own split and slide alone, show what they say, and are functions of (seed, n)."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import fakes
@@ -17,7 +18,7 @@ from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.training import views
 from mad.training.data import TrainingSet, batches
-from mad.training.index import TileReader, load_index
+from mad.training.index import Pairs, TileReader, load_index
 
 TRIPLE = "2.5x-10x-40x"
 PLAIN = {"jitter": 0, "grayscale": 0, "blur": [0, 0, 0], "solarize": 0}
@@ -177,6 +178,16 @@ def test_controls_do_not_depend_on_processes_loaders_or_resumption(cohort, contr
         assert torch.equal(torch.cat([part.student for part in parts]), group.student)
         for twin in (loaded[step], resumed[step - 2] if step >= 2 else batch):
             assert all(torch.equal(a, b) for a, b in zip(tensors(batch), tensors(twin), strict=True))
+
+
+def test_children_are_drawn_as_numpy_permutes_those_that_are_there(cohort):
+    children = cohort.pairs["10x-40x"].children.copy()
+    children[0, [2, 7, 15]] = -1
+    index = replace(cohort, pairs={"10x-40x": Pairs(cohort.pairs["10x-40x"].parents, children)})
+    pairing = training_set(index, "one transition").pairing
+    for place, row in enumerate(children):
+        wanted = np.random.default_rng(place).permutation(row[row >= 0])[:4].tolist()
+        assert pairing.draw("10x-40x", place, np.random.default_rng(place))[1] == wanted
 
 
 def test_shuffled_leaves_out_the_only_parent_of_a_slide_and_says_so(cohort, capfd):

@@ -155,6 +155,12 @@ def test_reader_never_makes_up_pixels(results, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(MadError, match=f"{path.name}: tile {row['tile_id']} .*no readable image"):
             TileReader(index, fakes.TILE_PX).read(0)
+    path.write_bytes(intact)
+    reader = TileReader(index, fakes.TILE_PX)
+    reader.read(0)
+    path.write_bytes(intact[: row["offset"] + row["size"] // 2])  # the rest is still in memory
+    with pytest.raises(MadError, match="no readable image"):
+        reader.read(0)
     (tmp_path / "shard" / index.rows["shard"][0]).write_bytes(b"")
     with pytest.raises(MadError, match="no readable image"):
         TileReader(index, fakes.TILE_PX).read(0)

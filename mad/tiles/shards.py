@@ -32,11 +32,11 @@ def encode(pixels: np.ndarray, *, format: str, quality: int, subsampling: str) -
     return bytes(imagecodecs.png_encode(pixels) if format == "png" else imagecodecs.webp_encode(pixels, lossless=True))
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes | memoryview) -> np.ndarray:
     """An encoded tile as RGB uint8 [h, w, 3]."""
     if data[:2] == b"\xff\xd8":
         return simplejpeg.decode_jpeg(data, strict=True)
-    return imagecodecs.png_decode(data) if data[:4] == b"\x89PNG" else imagecodecs.webp_decode(data)
+    return imagecodecs.png_decode(data) if data[:4] == b"\x89PNG" else imagecodecs.webp_decode(data)  # type: ignore[arg-type]
 
 
 def blur_score(pixels: np.ndarray) -> float:

@@ -97,7 +97,8 @@ def _larger(space: npt.NDArray[Any], room: int) -> npt.NDArray[Any]:
 def _lend(space: npt.NDArray[Any], size: int) -> Tensor:
     """The first `size` entries of `space` as a tensor; with its last tensor gone, `space` may be filled anew."""
     lent = space[:size]
-    weakref.finalize(lent, _unused[space.shape, space.dtype].append, space).atexit = False
+    if space.size:
+        weakref.finalize(lent, _unused[space.shape, space.dtype].append, space).atexit = False
     return torch.from_numpy(lent)
 
 

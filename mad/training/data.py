@@ -92,15 +92,17 @@ class TrainingSet(Dataset[list[Views]]):
 
     def __getitem__(self, n: int) -> list[Views]:
         """Views of sample n."""
-        return self._sample(n, *generators(self.seed, VIEW_STREAM, [n]))
+        return self.maker.show(self.reader, *self._drawn(n, *generators(self.seed, VIEW_STREAM, [n])))
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        """What a `DataLoader` asks for: these samples as a batch, made one after the other."""
-        return collate(map(self._sample, numbers, generators(self.seed, VIEW_STREAM, numbers)), len(numbers))
+        """What a `DataLoader` asks for: these samples as a batch. All are drawn before the first is made: between two images,
+        whose decoder has emptied the processor's caches, drawing takes twice as long."""
+        drawn = list(map(self._drawn, numbers, generators(self.seed, VIEW_STREAM, numbers)))
+        return collate((self.maker.show(self.reader, *sample) for sample in drawn), len(numbers))
 
-    def _sample(self, n: int, rng: np.random.Generator) -> list[Views]:
+    def _drawn(self, n: int, rng: np.random.Generator) -> tuple[str, Sequence[Any], int, np.random.Generator]:
         kind, tiles = self.tiles(n, rng)
-        return self.maker.show(self.reader, kind, tiles, n, rng)
+        return kind, self.maker.pick(kind, tiles, rng), n, rng
 
     def tiles(self, n: int, rng: np.random.Generator) -> tuple[str, Sequence[Any]]:
         """Kind of sample n, and the tiles that it shows, as `reader` takes them: a parent with its children, or one alone."""
@@ -144,6 +146,8 @@ def batches(data: TrainingSet, *, start: int, rank: int, world: int, workers: in
     parts = range(start * batch, data.run.steps * batch, batch // passes)
     numbers = [range(part + rank * share, part + (rank + 1) * share) for part in parts]
     data.begin(start, rank)
+    if not workers:
+        return map(data.__getitems__, numbers)
     leaving = multiprocessing.RawValue("b", 0)
     loader = DataLoader(
         _Told(data),

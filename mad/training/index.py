@@ -136,7 +136,7 @@ def _digest(rows: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
 
 
-def readable(data: bytes) -> Image | None:
+def readable(data: bytes | memoryview) -> Image | None:
     """The image [h, w, 3] that `data` encodes, or None where it encodes none."""
     try:
         return decode(data)
@@ -151,22 +151,25 @@ def not_a_tile(where: str, image: Image | None, tile_px: int) -> MadError:
 
 
 class TileReader:
-    """Decodes tiles by row of an index; keeps the tars open. Safe to use after a fork: reads carry their own position.
+    """Decodes tiles by row of an index; keeps the tars open. Safe to use after a fork: reads carry their own position; for one
+    thread.
 
     A tile's bytes are compared with the digest of its table when they are first read, as shards do not change under a run.
+    They are read into one space for all: with new memory for each, and for its pixels, the heap grows and shrinks every time.
     """
 
     def __init__(self, index: Index, tile_px: int) -> None:
         self.tile_px = tile_px
         self._folder = index.folder
         self._ids = index.rows["tile_id"].to_numpy()
-        self._shards = index.rows["shard"].to_numpy()
-        self._offsets = index.rows["offset"].to_numpy(dtype=np.int64)
-        self._sizes = index.rows["size"].to_numpy(dtype=np.int64)
+        tars, self._tars = pd.factorize(index.rows["shard"])
+        offsets, sizes = (index.rows[name].to_numpy(dtype=np.int64) for name in ("offset", "size"))
+        self._places = np.column_stack([tars, offsets, sizes])
+        self._space = bytearray(sizes.max(initial=0))
         self._digests = index.rows["sha256"].to_numpy()
         self._positions = index.rows["position"].to_numpy()
-        self._known = np.zeros(len(index.rows), dtype=bool)
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._known = bytearray(len(index.rows))
+        self._open: OrderedDict[int, int] = OrderedDict()
 
     def tile_id(self, row: int) -> str:
         """The id of the tile in `row`."""
@@ -182,26 +185,27 @@ class TileReader:
         Raises:
             MadError: the tar is missing, the bytes are not those of its table or no image, or the image's size differs.
         """
-        data = os.pread(self._descriptor(str(self._shards[row])), int(self._sizes[row]), int(self._offsets[row]))
+        tar, offset, size = self._places[row].tolist()
+        space = memoryview(self._space)[:size]
+        data = space[: os.preadv(self._descriptor(tar), [space], offset)]
         if not self._known[row]:
             self._known[row] = hashlib.sha256(data).hexdigest() == self._digests[row]
         image, tile_px = readable(data) if self._known[row] else None, self.tile_px
         if image is None or image.shape != (tile_px, tile_px, 3):
-            where = f"{self._folder / str(self._shards[row])}: tile {self.tile_id(row)} at byte {self._offsets[row]}"
+            where = f"{self._folder / str(self._tars[tar])}: tile {self.tile_id(row)} at byte {offset}"
             raise not_a_tile(where, image, tile_px)
         return image
 
-    def _descriptor(self, shard: str) -> int:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
+    def _descriptor(self, tar: int) -> int:
+        if tar in self._open:
+            self._open.move_to_end(tar)
+            return self._open[tar]
+        path = self._folder / str(self._tars[tar])
         try:
-            descriptor = os.open(self._folder / shard, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise MadError(
-                f"{self._folder / shard}: {error.strerror}; cut this slide's shards again with `mad shard`"
-            ) from None
-        self._open[shard] = descriptor
+            raise MadError(f"{path}: {error.strerror}; cut this slide's shards again with `mad shard`") from None
+        self._open[tar] = descriptor
         if len(self._open) > MAX_OPEN_TARS:
             os.close(self._open.popitem(last=False)[1])
         return descriptor

@@ -6,7 +6,7 @@ Tiles are whatever a `Reader` reads: rows of an index, or encoded images that ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -48,10 +48,15 @@ class ViewMaker:
     masking: Masking | None = None
     features: Features | None = None
 
+    def pick(self, kind: str, tiles: Sequence[Tile], rng: np.random.Generator) -> Sequence[Tile]:
+        """Of a sample's tiles those that `show` takes: all of them, or with `pair_tiles: one` one of a pair's."""
+        one = kind != STANDALONE and self.run.method == "dinov2" and self.run.pair_tiles == "one"
+        return [_one_of(tiles, rng)] if one else tiles
+
     def show(
         self, reader: Reader[Tile], kind: str, tiles: Sequence[Tile], n: int, rng: np.random.Generator
     ) -> list[views.Views]:
-        """Views of sample n, which shows `tiles`: a parent and its children, or a standalone tile.
+        """Views of sample n, which shows `tiles`: a parent and its children, or one tile.
 
         One entry, or with `pair_tiles: all` one per tile.
         """
@@ -60,7 +65,7 @@ class ViewMaker:
             return shown
         masks = np.split(self.masking.masks(n, sum(len(view.teacher) for view in shown), rng), len(shown))
         return [
-            replace(view, masks=np.zeros_like(mask) if view.kind == "pair" else mask)
+            view._replace(masks=np.zeros_like(mask) if view.kind == "pair" else mask)
             for view, mask in zip(shown, masks, strict=True)
         ]
 
@@ -71,8 +76,6 @@ class ViewMaker:
             return [self._field(self.run.distill, reader, kind, tiles, rng)]
         if kind != STANDALONE and self.run.method != "dinov2":
             return [self._pair(reader, kind, tiles, rng)]
-        if kind != STANDALONE and self.run.pair_tiles == "one":
-            tiles = [_one_of(tiles, rng)]
         return [self._multicrop(reader, tile, rng) for tile in tiles]
 
     def _pair(self, reader: Reader[Tile], kind: str, tiles: Sequence[Tile], rng: np.random.Generator) -> views.Views:
@@ -89,7 +92,7 @@ class ViewMaker:
             image = reader.read(parent)
         ids = tuple(reader.tile_id(tile) for tile in read)
         shown = views.pair_views(image, images, self.run.photometric, rng, ids)
-        return replace(shown, kind="global_pair") if self.run.method == "mad_global" else shown
+        return shown._replace(kind="global_pair") if self.run.method == "mad_global" else shown
 
     def _field(
         self, distill: DistillConfig, reader: Reader[Tile], kind: str, tiles: Sequence[Tile], rng: np.random.Generator

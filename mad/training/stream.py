@@ -16,7 +16,6 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,4 +180,4 @@ def draw(sample: dict[str, Any], children: int, rng: np.random.Generator) -> lis
 
 
 def _is_image(name: str) -> bool:
-    return Path(name).suffix != ".json"
+    return not name.endswith(".json")

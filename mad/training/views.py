@@ -9,8 +9,7 @@ standard multi-crop views.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -35,8 +34,7 @@ ASPECTS = (math.log(3 / 4), math.log(4 / 3))
 FIRST_GLOBAL, OTHER_GLOBAL, LOCAL = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class Views:
+class Views(NamedTuple):
     """The views of one sample (or of one tile of it): copied once, when a batch is put together.
 
     `teacher` and `student` are images [P, P, 3], `student` None where the student's full-size views are the teacher's own;
