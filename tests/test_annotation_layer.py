@@ -16,7 +16,8 @@ from PIL import Image
 from mad.config.model import LabelConfig
 from mad.files import MadError, read_json
 from mad.reporting import annotation_layer
-from mad.reporting.annotation_layer import MAX_SIDE, painted_grid, write_annotation
+from mad.reporting.annotation_layer import MAX_SIDE, outlines, painted_grid, write_annotation
+from mad.slides.annotations import Region
 
 LABEL = LabelConfig(
     classes=["a", "b", "glass"], background="glass", rename={"A": "a"}, colours={"a": "#0072b2", "b": "#e69f00"},
@@ -130,8 +131,24 @@ def test_shells_and_holes_run_opposite_ways(tmp_path: Path) -> None:
 
 def wavy(num_vertices: int) -> shapely.Polygon:
     angle = np.linspace(0, 2 * np.pi, num_vertices, endpoint=False)
-    radius = 1000 + 0.8 * np.sin(angle * num_vertices / 4)
+    radius = 1000 + 0.4 * np.sin(angle * num_vertices / 4)
     return shapely.Polygon(np.stack([2000 + radius * np.cos(angle), 3000 + radius * np.sin(angle)], axis=1))
+
+
+def test_a_simplified_outline_is_off_by_what_the_page_says() -> None:
+    """Also where GEOS takes away the end of a ring, after what lay beside it."""
+    rng = np.random.default_rng(0)
+    regions = []
+    for _ in range(60):
+        angle = np.linspace(0, 2 * np.pi, 600, endpoint=False)
+        waves = sum(rng.uniform(0, 60) / k * np.sin(k * angle + rng.uniform(0, 7)) for k in range(1, 40))
+        ring = (800 + waves + rng.normal(0, 1, 600)) * np.stack([np.cos(angle), np.sin(angle)])
+        regions.append(Region("a", shapely.MultiPolygon([shapely.Polygon(ring.T)])))
+    for reach in (0.5, 2.0, 8.0):
+        found, told = outlines(regions, reach)
+        assert told == reach and shapely.get_num_coordinates(found).sum() < 60 * 600
+        for region, drawn in zip(regions, found, strict=True):
+            assert shapely.hausdorff_distance(region.geometry.boundary, drawn.boundary) <= reach
 
 
 def test_too_many_vertices_are_simplified_to_half_a_pixel_of_the_picture(tmp_path: Path) -> None:

@@ -73,6 +73,21 @@ def test_waiting_threads_sleep() -> None:
     assert set(told) == {"'PASSIVE'"}
 
 
+def test_the_limit_of_open_files_is_raised() -> None:
+    """A memory-mapped slide is an open file, and a shell's limit of 1,024 is soon reached."""
+    code = (
+        "import resource, sys; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))\n"
+        "from mad.cli import main\n"
+        "sys.argv = ['mad', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]\n"
+        "assert soft == (65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)), soft\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_an_unknown_slide_is_told_with_the_nearest(config: Config, tmp_path: Path) -> None:
     for command in (["tile", "S03"], ["shards", "verify", "S03"], ["export", "S03"]):
         with pytest.raises(MadError, match="no slide 'S03'; did you mean 'S0"):

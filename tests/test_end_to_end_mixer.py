@@ -166,10 +166,25 @@ def test_other_settings_other_weights_and_other_embeddings_train_anew(made: Path
 
 
 def test_tokens_of_other_tiles_are_refused(made: Path):
+    """Also where there are as many of them: one tile became blank, another got tissue."""
     config = configure(made)
     table = read_parquet(made / "tile" / "S05.parquet")
-    lost = table.assign(status=table["status"].mask(table.index == len(table) - 1, "blank"))
-    lost.to_parquet(made / "tile" / "S05.parquet")
-    with pytest.raises(MadError, match=r"S05.npy: not of the tiles there are now; run `mad mix mixer` again"):
-        run(config)
+    blank, last = table.index[table["status"] != "ok"], len(table) - 1
+    assert len(blank) and table["status"][last] == "ok"
+    for changes in ({last: "blank"}, {last: "blank", blank[0]: "ok"}):
+        table.assign(
+            status=table["status"].copy().where(~table.index.isin(list(changes)), table.index.map(changes))
+        ).to_parquet(made / "tile" / "S05.parquet")
+        with pytest.raises(MadError, match=r"S05.npy: not of the tiles there are now; run `mad mix mixer` again"):
+            run(config)
     table.to_parquet(made / "tile" / "S05.parquet")
+
+
+def test_embeddings_by_other_weights_than_those_that_were_mixed_are_refused(made: Path):
+    path, config = made / "mix" / "mixer" / "summary.json", configure(made)
+    summary = read_json(path)
+    write_json(path, {**summary, "encoder_sha256": "of before"})
+    for name in ("tuned-all", "mma"):  # at a share of the tiles a frozen mixer mixes anew as well
+        with pytest.raises(MadError, match=r"other weights than those in embed/enc now; run `mad mix mixer` again"):
+            run(config, name)
+    write_json(path, summary)

@@ -4,10 +4,12 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from skimage.color import rgb2lab
 
+from mad.config.model import LabelConfig
 from mad.reporting.figures import COARSE, FINE
-from mad.reporting.overlay import PALETTE, rgb
+from mad.reporting.overlay import PALETTE, class_colours, rgb
 
 # Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB.
 VISION = {
@@ -37,6 +39,19 @@ def test_colours_differ_to_everyone(vision: str) -> None:
     near = {pair: difference(*pair, vision) for pair in combinations([*PALETTE, "#ffffff"], 2)}
     assert min(near.values()) > 15, min(near, key=near.__getitem__)
     assert difference(COARSE, FINE, vision) > 50
+
+
+def test_no_two_classes_share_a_colour() -> None:
+    """The eleventh class has no colour of the palette left; a configured colour may be another class's default."""
+    label = LabelConfig(
+        classes=[f"c{n}" for n in range(255)], colours={"c0": PALETTE[1].upper(), "c200": "#123456"}, background=None
+    )
+    colours = class_colours(label)
+    assert list(colours) == label.classes and colours["c0"] == PALETTE[1].upper() and colours["c200"] == "#123456"
+    assert len({colour.lower() for colour in colours.values()}) == 255
+    assert [colours[f"c{n}"] for n in range(2, 10)] == PALETTE[2:], "the others keep theirs"
+    with pytest.raises(ValidationError, match=r"\['a', 'b'\] have a colour in common"):
+        LabelConfig(classes=["a", "b"], colours={"a": "#ABCDEF", "b": "#abcdef"}, background=None)
 
 
 def test_the_measure_knows_red_from_green_and_who_does_not() -> None:

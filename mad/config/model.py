@@ -143,6 +143,9 @@ class LabelConfig(Section):
             )
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes holds a name twice: {self.classes}")
+        given = [colour.lower() for colour in self.colours.values()]
+        if twice := [name for name, colour in self.colours.items() if given.count(colour.lower()) > 1]:
+            raise ValueError(f"colours: {twice} have a colour in common, which no map could tell apart")
         for what, names in (
             ("colours", self.colours),
             ("rename", set(self.rename.values())),

@@ -1,8 +1,8 @@
 """An attention head and the network under it, trained together on the slides' labels (end to end; XMAG, 2025).
 
 What is kept of a training, so that the heads of all folds can be asked slide by slide and each can be stored when it is done: the
-head, and of an encoder the embeddings that it gave the slides that it is going to be asked for. A mixer is kept itself: it is
-small beside what it tells of a slide, and mixes anew whatever share of the slide's tiles it is asked for.
+head, and of an encoder the embeddings that it gave the slides that it is going to be asked for. A mixer is kept itself, once per
+fold (100 MB with the default sizes): it mixes anew whatever share of the slide's tiles it is asked for.
 """
 
 from __future__ import annotations

@@ -20,11 +20,28 @@ Background stands by default: lighter than theirs, which in deuteranopia is clos
 TISSUE, INK, GRID = (0, 0, 0), (213, 94, 0), (40, 60, 110)
 MAX_SIDE, MIN_WIDTH = 1600, 560
 LINE, TEXT = 26, 16
+SHADES = 30
 
 
 def class_colours(label: LabelConfig) -> dict[str, str]:
-    """`#rrggbb` per class, in class order: the configured colour, else one of the default palette."""
-    return {name: label.colours.get(name, PALETTE[n % len(PALETTE)]) for n, name in enumerate(label.classes)}
+    """`#rrggbb` per class, in class order and all different: the configured colour, else the one that the default palette has in
+    this place, or where that is taken the next free one, then darker ones."""
+    taken = {colour.lower() for colour in label.colours.values()}
+    found: dict[str, str] = {}
+    for number, name in enumerate(label.classes):
+        choices = [label.colours[name]] if name in label.colours else [PALETTE[number % len(PALETTE)], *_shades()]
+        found[name] = next((colour for colour in choices if colour not in taken), choices[0])
+        taken.add(found[name])
+    return found
+
+
+def _shades() -> list[str]:
+    """The palette, then all of it a step darker, and so on: more colours than there can be classes."""
+    return [
+        "#" + "".join(f"{part * (SHADES - step) // SHADES:02x}" for part in rgb(colour))
+        for step in range(SHADES)
+        for colour in PALETTE
+    ]
 
 
 def rgb(colour: str) -> tuple[int, int, int]:

@@ -79,7 +79,7 @@ def run(config: Config, name: str) -> None:
     tokens = 0
     for row in track(rows, f"mix {name}", unit="slides"):
         tokens += write_tokens(mixer, read_regions(config, entry, row.slide_id), folder)
-    _summarise(folder, entry, provenance, splits, tokens)
+    _summarise(folder, entry, provenance | {"encoder_sha256": audit.get("weights_sha256")}, splits, tokens)
 
 
 def freeze_mixer(config: Config, entry: MixerConfig) -> dict[str, Any]:

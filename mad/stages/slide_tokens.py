@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Read = tuple[NDArray[np.float32], pd.DataFrame, "SlideRegions | None"]
 """Vectors, the table of the tokens, and for a mixer that learns what it mixes."""
+TOKEN = ["region", "token", "tile_id"]  # columns that name a mixer's token
 
 
 class SlideTokens:
@@ -46,7 +47,7 @@ class SlideTokens:
         """What made the embeddings: audit of the encoder or summary of the mixer; `"status": "absent"` where it could not be had.
 
         Raises:
-            MadError: it has not been made.
+            MadError: it has not been made, or its embeddings, which are mixed anew, are another encoder's by now.
         """
         if self.entry.encoder is not None:
             return read_audit(self.results / "embed" / self.entry.encoder)
@@ -54,6 +55,14 @@ class SlideTokens:
         if not path.exists():
             raise MadError(f"{path}: no such file; run `mad mix {self.entry.mixer}` first")
         found: dict[str, Any] = read_json(path)
+        anew = self.entry.finetune is not None or min(self.config.biomarkers.tile_shares) < 1
+        if anew and (known := found.get("encoder_sha256")):
+            embedded = read_audit(self.results / "embed" / found["encoder"])
+            if embedded.get("weights_sha256") != known:
+                raise MadError(
+                    f"mix/{self.entry.mixer}: made of embeddings by other weights than those in embed/{found['encoder']} now; run "
+                    f"`mad mix {self.entry.mixer}` again"
+                )
         return found
 
     def read(self, slide_id: str, share: float = 1.0) -> Bag:
@@ -97,6 +106,9 @@ class SlideTokens:
     def _mixed(self, slide_id: str, share: float) -> Read:
         """A mixer's tokens: as stage `mix` wrote them, or mixed anew from a share of the tiles; where the mixer learns, each
         fold's mixes that share, and `store` is empty."""
+        from mad.models.mixer import load_mixer
+        from mad.stages.mix import WEIGHTS, contextual_tokens, token_table
+
         folder = self.results / "mix" / str(self.entry.mixer)
         learns = self.entry.finetune is not None
         if share == 1:
@@ -104,15 +116,12 @@ class SlideTokens:
                 raise MadError(f"{folder / slide_id}.npy: no such file; run `mad mix {self.entry.mixer}` again")
             table = read_parquet(folder / f"{slide_id}.parquet")
             slide = self._regions(slide_id) if learns else None
-            if slide is not None and len(slide) + len(slide.table) != len(table):
+            if slide is not None and not token_table(slide)[TOKEN].equals(table[TOKEN]):
                 raise MadError(
                     f"{folder / slide_id}.npy: not of the tiles there are now; run `mad mix {self.entry.mixer}` again"
                 )
             store = np.load(folder / f"{slide_id}.npy", mmap_mode="r", allow_pickle=False)
             return store, table.reset_index(names="row"), slide
-        from mad.models.mixer import load_mixer
-        from mad.stages.mix import WEIGHTS, contextual_tokens, token_table
-
         slide = self._regions(slide_id)
         thin = thinned(slide, self._kept(slide.table, share))
         table = token_table(thin).reset_index(names="row")

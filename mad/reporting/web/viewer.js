@@ -82,8 +82,8 @@ const probe = new OffscreenCanvas(1, 1).getContext("2d"); // tells what lies ins
 viewer.drawer.canvas.after(maps);
 
 function draw() {
-  if (!viewer.world.getItemCount()) return;
   const { clientWidth, clientHeight } = viewer.canvas;
+  if (!viewer.world.getItemCount() || !clientWidth || !clientHeight) return;
   const ratio = window.devicePixelRatio || 1;
   maps.width = Math.round(clientWidth * ratio); // clears it
   maps.height = Math.round(clientHeight * ratio);
