@@ -199,7 +199,9 @@ def _common(config: Config, encoder: str, data: Embedded) -> dict[str, Any]:
             "audit_sha256": sha256_file(audit),
             "weights_sha256": read_json(audit).get("weights_sha256"),
             "data_digest": _data_digest(data),
-            "config_digest": digest({"evaluate": config.evaluate.model_dump(), "classes": config.label.classes}),
+            "config_digest": digest(
+                {"evaluate": config.evaluate.model_dump(exclude={"threads"}), "classes": config.label.classes}
+            ),
         },
     }
 

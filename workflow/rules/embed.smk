@@ -13,7 +13,7 @@ rule embed_encoder:
         f"{RESULTS}/benchmarks/embed/{{encoder}}.tsv"
     conda:
         "../../envs/mad.yaml"
-    threads: 2
+    threads: CFG.evaluate.threads
     resources:
         mem_mb=more_each_try(16000),
         runtime=more_each_try(480),

@@ -17,13 +17,13 @@ rule evaluate_encoder:
         f"{RESULTS}/benchmarks/evaluate/{{encoder}}.tsv"
     conda:
         "../../envs/mad.yaml"
-    threads: 2
+    threads: CFG.evaluate.threads
     resources:
         mem_mb=more_each_try(8000),
         runtime=more_each_try(240),
         gpu=int(CFG.evaluate.device == "cuda"),
     params:
-        settings=section("evaluate"),
+        settings=section("evaluate", exclude={"threads"}),
         label=section("label"),
         seed=CFG.seed,
     shell:
