@@ -23,14 +23,19 @@ def test_the_schema_is_the_models() -> None:
             assert "description" in value, f"{name}.{key} has no docstring"
 
 
+ADDITIONS = {"mma-finetune.yaml": "mma.yaml"}  # to another configuration, given after it
+
+
 @pytest.mark.parametrize(
     "path", [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))], ids=lambda p: p.name
 )
 def test_shipped_configurations_are_right(path: Path) -> None:
     """Over `config.yaml`, as Snakemake merges --configfile, and alone, as `mad config check` reads them."""
-    merged = yaml.safe_load((ROOT / "config.yaml").read_text())
-    update_config(merged, yaml.safe_load(path.read_text()))
-    for config in (parse_config(merged), load_config(path)):
+    names = ["config.yaml", *(f"configs/{name}" for name in [ADDITIONS.get(path.name)] if name), path.relative_to(ROOT)]
+    merged: dict = {}
+    for name in names:
+        update_config(merged, yaml.safe_load((ROOT / name).read_text()))
+    for config in (parse_config(merged), *([] if path.name in ADDITIONS else [load_config(path)])):
         assert path.name == "config.yaml" or config.results != "results"
 
 
