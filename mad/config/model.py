@@ -105,9 +105,7 @@ class TileConfig(Section):
         if len(value) > 3:
             raise ValueError(f"a ladder has at most three magnifications (tiles are indexed i, j, k, m); got {value}")
         if not value or any(step < 2 or abs(step - round(step)) > 1e-9 for step in steps):
-            raise ValueError(
-                f"magnifications must rise by integer factors of 2 or more, as in [2.5, 10, 40]; got {value}"
-            )
+            raise ValueError(f"magnifications must rise by integer factors from 2 on, as in [2.5, 10, 40]; got {value}")
         return value
 
 
@@ -138,9 +136,7 @@ class LabelConfig(Section):
     @model_validator(mode="after")
     def _known(self) -> LabelConfig:
         if "Unlabelled" in self.classes:
-            raise ValueError(
-                "classes: 'Unlabelled' is the name of tiles without a class; call the class something else"
-            )
+            raise ValueError("classes: 'Unlabelled' is the name of tiles without a class; choose another")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes holds a name twice: {self.classes}")
         given = [colour.lower() for colour in self.colours.values()]
