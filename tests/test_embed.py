@@ -92,9 +92,13 @@ def test_batches_shrink_where_memory_ends(limit: int) -> None:
             return tiles.reshape(len(tiles), -1)[:, :1].astype(np.float32)
 
     images = (np.full((2, 2, 3), n, np.uint8) for n in range(21))
-    vectors = embed_tiles(Small(), images, 8, "embed")
+    small = Small()
+    vectors = embed_tiles(small, images, 8, "embed")
     assert vectors[:, 0].tolist() == list(range(21))
     assert max(sizes) == 8 and sum(size for size in sizes if size <= limit) == 21
+    sizes.clear()
+    embed_tiles(small, (np.full((2, 2, 3), n, np.uint8) for n in range(21)), 8, "the next slide")
+    assert max(sizes) <= limit, "what did not fit is not tried again"
     with pytest.raises(MadError, match="one tile is too much"):
         limit = 0
         embed_tiles(Small(), [np.zeros((2, 2, 3), np.uint8)], 4, "embed")

@@ -65,12 +65,62 @@ def test_a_run_is_loaded_from_its_folder_and_pooled_as_asked(tmp_path: Path, poo
     )
 
 
+def test_tokens_that_nobody_pools_are_refused_before_a_tile_is_embedded(tmp_path: Path) -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, num_classes=0, global_pool="", embed_dim=48, depth=1, num_heads=2
+    ).eval()
+    export_encoder(model, tmp_path / "own", image_px=64, card="", provenance={})
+    with pytest.raises(MadError, match=r"gives an array \(17, 48\) per tile.*set the entry's `pooling`"):
+        load_encoder(configure(tmp_path, f"local-dir:{tmp_path}/own"), "e")
+    pooled = load_encoder(configure(tmp_path, f"local-dir:{tmp_path}/own", pooling="cls"), "e")
+    with torch.no_grad():
+        expected = model((torch.from_numpy(TILES).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)[:, 0]
+    assert np.allclose(pooled(TILES), expected.numpy(), atol=1e-4)
+
+
+def test_a_local_model_of_another_size_is_made_for_the_tiles(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one of the hub is: position embeddings are resampled, the tiles keep their um/px; with weights under their older name."""
+    args = {"num_classes": 0, "embed_dim": 48, "depth": 1, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", img_size=96, **args).eval()
+    export_encoder(model, tmp_path / "own", image_px=96, card="", provenance={})
+    (tmp_path / "own" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "own" / "pytorch_model.bin")
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    twin = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=64,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": tmp_path / "w.pth"},
+        **args,
+    ).eval()
+    encoder = load_encoder(configure(tmp_path, f"local-dir:{tmp_path}/own"), "e")
+    assert encoder.audit["resize"] is None and encoder.audit["mpp_factor"] == 1
+    with torch.no_grad():
+        expected = twin((torch.from_numpy(TILES).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
+    assert np.allclose(encoder(TILES), expected.numpy(), atol=1e-4)
+    assert "unseen_px" not in encoder.audit and "not seen" not in capsys.readouterr().err
+
+
+def test_a_border_outside_the_patches_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=70, patch_size=14, num_classes=0, embed_dim=48, depth=1, num_heads=2
+    )
+    export_encoder(model, tmp_path / "own", image_px=70, card="", provenance={})
+    encoder = load_encoder(configure(tmp_path, f"local-dir:{tmp_path}/own"), "e")
+    changed = TILES.copy()
+    changed[:, 56:] = changed[:, :, 56:] = 0
+    assert np.array_equal(encoder(TILES), encoder(changed)) and encoder.audit["unseen_px"] == 8
+    assert "last 8 columns and rows of every tile are not seen" in capsys.readouterr().err
+
+
 def test_a_model_of_another_size_resizes_and_says_so(tmp_path: Path) -> None:
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=96, num_classes=0, embed_dim=48, depth=1, num_heads=2
     ).eval()
     export_encoder(model, tmp_path / "own", image_px=96, card="", provenance={})
-    encoder = load_encoder(configure(tmp_path, f"local-dir:{tmp_path}/own"), "e")
+    encoder = load_encoder(configure(tmp_path, f"local-dir:{tmp_path}/own", args={"img_size": 96}), "e")
     assert encoder.audit["resize"] == [64, 96] and encoder.audit["mpp_factor"] == pytest.approx(64 / 96)
     raw = torch.from_numpy(TILES).permute(0, 3, 1, 2).float()
     large = F.interpolate(raw, size=(96, 96), mode="bicubic", antialias=True).clamp(0, 255)
@@ -83,7 +133,7 @@ def test_a_model_of_another_size_resizes_and_says_so(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("run:tiny", "train run 'tiny' first"),
-        ("local-dir:/nowhere", "a folder with config.json and model.safetensors"),
+        ("local-dir:/nowhere", "no config.json of timm beside model.safetensors or pytorch_model.bin"),
         ("vit_small", "known forms are run:NAME"),
         ("timm:no_such_model", "cannot be loaded"),
     ],

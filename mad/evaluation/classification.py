@@ -50,7 +50,7 @@ def evaluate_classification(
         raise NotApplicableError(f"{len(train)} labelled training tiles and {len(test)} labelled test tiles")
     num_classes = len(data.classes)
     labels, truth = data.codes[train], data.codes[test]
-    bank, queries = data.features[train], data.features[test]
+    bank, queries = data.part(train), data.part(test)
     seeds = [seed + run for run in range(config.runs)]
     probe = paper_probe(
         bank,

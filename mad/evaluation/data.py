@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mad.evaluation.duplicates import Duplicates, find_duplicates
 from mad.files import MadError
+from mad.metrics.rows import RowSubset
 
 UNLABELLED = -1
 SHEET_COLUMNS = ("site", "scanner")
@@ -50,6 +51,10 @@ class Embedded:
         if labelled:
             wanted = wanted & (self.codes >= 0)
         return np.flatnonzero(wanted)
+
+    def part(self, rows: NDArray[np.int64]) -> RowSubset:
+        """Features of some rows, without a copy of them: those of training may be nearly all."""
+        return RowSubset(self.features, rows)
 
     @property
     def codes(self) -> NDArray[np.int64]:
@@ -205,7 +210,7 @@ def _stack(blocks: list[NDArray]) -> NDArray[np.float32]:
     for place, block in enumerate(blocks):
         stacked[start : start + len(block)] = block
         start += len(block)
-        blocks[place] = block[:0]
+        blocks[place] = block[:0].copy()  # a view would keep the block
     return stacked
 
 

@@ -21,7 +21,7 @@ from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.data import Embedded
 from mad.evaluation.lbfgs import Lbfgs
 from mad.evaluation.standardised import StandardisedRows, standardisation, standardised
-from mad.metrics.rows import as_tensor, refuse_not_finite
+from mad.metrics.rows import Features, as_tensor, refuse_not_finite
 
 Device = str | torch.device
 AHEAD = 64
@@ -43,7 +43,7 @@ class Probe:
     converged: bool = True
     """Whether a sound probe came to its optimum in the passes that it was granted."""
 
-    def predict(self, features: NDArray, *, device: Device = "cpu", chunk: int = 16384) -> NDArray[np.int64]:
+    def predict(self, features: Features, *, device: Device = "cpu", chunk: int = 16384) -> NDArray[np.int64]:
         """Class codes [r, n] of features [n, d].
 
         Raises:
@@ -63,7 +63,7 @@ class Probe:
 
 
 def paper_probe(
-    features: NDArray,
+    features: Features,
     labels: NDArray,
     *,
     num_classes: int,
@@ -94,14 +94,14 @@ def paper_probe(
     if not len(labels):
         raise ValueError("a probe needs training tiles")
     refuse_not_finite(features)
-    data, codes = as_tensor(features), torch.from_numpy(np.asarray(labels, np.int64))
+    codes = torch.from_numpy(np.asarray(labels, np.int64))
     orders = [_Order(len(codes), seed) for seed in seeds]
-    bound = data.shape[1] ** -0.5  # the initialisation of torch.nn.Linear
+    bound = features.shape[1] ** -0.5  # the initialisation of torch.nn.Linear
     weight, bias = (
         torch.stack(
             [(torch.rand(num_classes, width, generator=order.generator) * 2 - 1) * bound for order in orders]
         ).to(device)
-        for width in (data.shape[1], 1)
+        for width in (features.shape[1], 1)
     )  # [r, C, d], [r, C, 1]: classes before rows, by far the faster layout for products this thin
     parameters = [
         (weight, torch.zeros_like(weight), torch.zeros_like(weight)),
@@ -114,7 +114,7 @@ def paper_probe(
                     [order.take(AHEAD * batch).view(AHEAD, batch) for order in orders], 1
                 )  # [steps, r, b]
             index = ahead[(step - 1) % AHEAD].flatten()
-            rows = data.index_select(0, index).to(device).view(len(seeds), batch, -1)
+            rows = as_tensor(features[index.numpy()]).to(device).view(len(seeds), batch, -1)
             target = codes.index_select(0, index).to(device).view(len(seeds), 1, batch)
             error = torch.softmax(torch.baddbmm(bias, weight, rows.transpose(1, 2)), dim=1)  # [r, C, b]
             error.scatter_add_(1, target, torch.full_like(error[:, :1], -1)).div_(batch)  # d cross-entropy / d logits
@@ -130,7 +130,13 @@ def paper_probe(
 
 
 def sound_probe(
-    features: NDArray, labels: NDArray, *, num_classes: int, strength: float, start: Probe | None = None, **options: Any
+    features: Features,
+    labels: NDArray,
+    *,
+    num_classes: int,
+    strength: float,
+    start: Probe | None = None,
+    **options: Any,
 ) -> Probe:
     """Multinomial logistic regression at its optimum: mean cross-entropy + strength / 2 |W|^2, bias free.
 
@@ -141,7 +147,7 @@ def sound_probe(
 
 
 def sound_probes(
-    features: NDArray,
+    features: Features,
     labels: NDArray,
     *,
     num_classes: int,
@@ -207,13 +213,13 @@ def sound_probes(
 
 
 def choose_sound_probe(
-    features: NDArray,
+    features: Features,
     labels: NDArray,
     *,
     num_classes: int,
     strengths: list[float],
     fallback: float,
-    val_features: NDArray,
+    val_features: Features,
     val_labels: NDArray,
     device: Device = "cpu",
 ) -> tuple[Probe, float, str]:
@@ -250,13 +256,13 @@ def cohort_probe(
 ) -> tuple[Probe, float, str]:
     """`choose_sound_probe` of the classes of a cohort, from rows `train`, chosen on rows `val`."""
     return choose_sound_probe(
-        data.features[train], data.codes[train], num_classes=len(data.classes), strengths=config.sound_strengths,
-        fallback=config.sound_strength, val_features=data.features[val], val_labels=data.codes[val], device=device,
+        data.part(train), data.codes[train], num_classes=len(data.classes), strengths=config.sound_strengths,
+        fallback=config.sound_strength, val_features=data.part(val), val_labels=data.codes[val], device=device,
     )  # fmt: skip
 
 
 def cross_entropy(
-    probe: Probe, features: NDArray, labels: NDArray, *, device: Device = "cpu", chunk: int = 16384
+    probe: Probe, features: Features, labels: NDArray, *, device: Device = "cpu", chunk: int = 16384
 ) -> float:
     """Mean cross-entropy of the first run of a sound probe."""
     assert probe.mean is not None and probe.std is not None

@@ -7,14 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mad.metrics.rows import as_tensor, chunks, refuse_not_finite
+from mad.metrics.rows import Features, as_tensor, chunks, refuse_not_finite
 
 Device = str | torch.device
 IN_MEMORY = 2**28
 """Numbers up to which standardised rows are kept."""
 
 
-def standardisation(features: NDArray, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+def standardisation(features: Features, chunk: int = 4096) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every dimension [d], float32; a constant dimension gets 1.
 
     Raises:
@@ -34,7 +34,7 @@ def standardisation(features: NDArray, chunk: int = 4096) -> tuple[Tensor, Tenso
     return mean.float(), torch.where(constant, torch.ones_like(std), std).float()
 
 
-def standardised(features: NDArray, mean: Tensor, std: Tensor, device: Device) -> Tensor:
+def standardised(features: Features, mean: Tensor, std: Tensor, device: Device) -> Tensor:
     """Features [n, d] less the mean, in units of the standard deviation, float32."""
     return (as_tensor(features).to(device) - mean.to(device)) / std.to(device)
 
@@ -42,7 +42,7 @@ def standardised(features: NDArray, mean: Tensor, std: Tensor, device: Device) -
 class StandardisedRows:
     """Standardised training rows, all at once where that is small, else chunk by chunk."""
 
-    def __init__(self, features: NDArray, labels: NDArray, mean: Tensor, std: Tensor, device: Device, chunk: int):
+    def __init__(self, features: Features, labels: NDArray, mean: Tensor, std: Tensor, device: Device, chunk: int):
         self.features, self.mean, self.std, self.device, self.chunk = features, mean, std, device, chunk
         self.codes = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
         self.all = standardised(features, mean, std, device) if features.size <= IN_MEMORY else None

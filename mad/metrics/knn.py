@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mad.metrics.cosine import unit
-from mad.metrics.rows import as_tensor, chunks, refuse_not_finite
+from mad.metrics.rows import Features, as_tensor, chunks, refuse_not_finite
 
 
 def knn_predict(
-    bank: NDArray,
+    bank: Features,
     labels: NDArray,
-    queries: NDArray,
+    queries: Features,
     *,
     k: int = 20,
     num_classes: int,
@@ -136,7 +136,7 @@ def _merge(best: tuple[Tensor, Tensor], values: Tensor, index: Tensor) -> tuple[
     return values[:, :num], torch.cat([best[1], index], 1).gather(1, order[:, :num])
 
 
-def _common_direction(bank: NDArray, device: str | torch.device, chunk: int) -> tuple[Tensor, Tensor]:
+def _common_direction(bank: Features, device: str | torch.device, chunk: int) -> tuple[Tensor, Tensor]:
     """The mean m [d] of the bank's unit vectors b, and (b - m) . m of each row [n]; float32 on the device.
 
     Raises:
@@ -152,7 +152,7 @@ def _common_direction(bank: NDArray, device: str | torch.device, chunk: int) -> 
     return as_tensor(mean).to(device), as_tensor(along).to(device)
 
 
-def _unit(features: NDArray, rows: slice, device: str | torch.device) -> Tensor:
+def _unit(features: Features, rows: slice, device: str | torch.device) -> Tensor:
     block = as_tensor(features[rows]).to(device)
     norm = torch.linalg.vector_norm(block, dim=1, keepdim=True)
     if not torch.isfinite(norm).all():

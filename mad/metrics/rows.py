@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,31 @@ LARGEST = 1e15
 """Sums of squares of larger numbers leave the range of float32."""
 
 
-def as_tensor(rows: NDArray) -> Tensor:
+class RowSubset:
+    """Some rows of features [n, d], copied piece by piece as they are asked for, so that no second array of them is made.
+
+    As far as the metrics go it is an array: of `rows` (their numbers) a slice, a mask or an array of places gives an array.
+    """
+
+    def __init__(self, features: NDArray, rows: NDArray[np.int64]) -> None:
+        self._features, self._rows = features, rows
+        self.shape = (len(rows), features.shape[1])
+        self.size = len(rows) * features.shape[1]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, places: slice | NDArray) -> NDArray:
+        return self._features[self._rows[places]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
+        return np.asarray(self[:], dtype)
+
+
+Features = NDArray | RowSubset
+
+
+def as_tensor(rows: Features) -> Tensor:
     """float32 tensor of an array, sharing its memory where it can; not to be written to."""
     with np.errstate(over="ignore"):  # `refuse_not_finite` tells of it
         block = np.ascontiguousarray(rows, np.float32)
@@ -66,7 +91,7 @@ class CentredRows:
         return as_tensor(self.features[index.cpu().numpy()]).to(self.device) - self.shift
 
 
-def refuse_not_finite(features: NDArray) -> None:
+def refuse_not_finite(features: Features) -> None:
     """Name the first row of features [n, d] that holds NaN, infinity, or numbers whose squares float32 cannot hold.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ NO_MEMORY = (
     "not enough memory",
     "out of memory",
 )  # what torch says of a CPU's, as a RuntimeError
+_fitted: WeakKeyDictionary[Encoder, int] = WeakKeyDictionary()
+"""Tiles per pass that an encoder was brought down to."""
 
 
 def embed_tiles(
@@ -30,7 +33,8 @@ def embed_tiles(
     Args:
         encoder: from uint8 RGB [b, h, w, 3] to [b, d].
         images: uint8 RGB [h, w, 3] each; consumed in a thread of its own, one batch ahead.
-        batch: tiles per forward pass; None: 64 on a CPU, 256 on a GPU. Halved where the device's memory does not suffice.
+        batch: tiles per forward pass; None: 64 on a CPU, 256 on a GPU. Halved where the device's memory does not suffice, and not
+            tried again with this encoder.
         what: name of the work, for messages.
         name_of: name of the n-th tile of the stream, for messages.
 
@@ -38,6 +42,7 @@ def embed_tiles(
         MadError: an embedding is not finite (the first such tile is named), or a single tile is too much for the device.
     """
     batch, parts, embedded = batch or (GPU_BATCH if torch.cuda.is_available() else CPU_BATCH), [], 0
+    batch = min(batch, _fitted.get(encoder, batch))
     for tiles in _ahead(_stacks(images, batch)):
         done = 0
         while done < len(tiles):
@@ -49,6 +54,7 @@ def embed_tiles(
                 if batch == 1:
                     raise MadError(f"{what}: one tile is too much for the memory of this device ({error})") from None
                 batch //= 2
+                _fitted[encoder] = batch
                 torch.cuda.empty_cache()
                 log(f"{what}: out of memory, goes on with batches of {batch}")
                 continue

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,13 +24,16 @@ from torch.nn import functional as F
 
 from mad.config import Config
 from mad.config.encoders import EncoderConfig
+from mad.config.weights import WEIGHT_FILES, weights_file
 from mad.files import MadError
-from mad.models.export import load_exported
+from mad.models.export import WEIGHTS, load_exported
 from mad.models.hub import MissingWeightsError, check_local, hub_weights, local_weights
+from mad.models.own_encoder import OwnEncoder
 from mad.models.precision import choose_dtype
 from mad.models.registry import PUBLISHED, Published
-from mad.models.vit import initial_backbone, mean_std
+from mad.models.vit import initial_backbone, mean_std, patch_px
 from mad.models.weights import load_weights
+from mad.progress import log
 
 LAYER_KEYS = {"mlp_layer", "act_layer", "norm_layer"}
 
@@ -59,7 +60,7 @@ class Encoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ColourEncoder:
     """The honesty row: mean and standard deviation of each channel, in [0, 1]; d = 6."""
 
@@ -81,7 +82,11 @@ class TimmEncoder:
     def __init__(
         self, model: nn.Module, entry: EncoderConfig, tile_px: int, published: Published | None = None
     ) -> None:
-        """`published` replaces the model's own normalisation, and its pooling where the entry leaves it to the model."""
+        """`published` replaces the model's own normalisation, and its pooling where the entry leaves it to the model.
+
+        Raises:
+            MadError: the model gives tokens or maps instead of one vector per tile.
+        """
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.eval().to(self._device)
         self._dtype = choose_dtype(entry.precision, self._device)
@@ -92,6 +97,11 @@ class TimmEncoder:
         size = getattr(getattr(model, "patch_embed", None), "img_size", None)
         self._side = size[0] if size else tile_px
         probe = self(np.zeros((1, tile_px, tile_px, 3), np.uint8))
+        if probe.ndim != 2:
+            raise MadError(
+                f"encoders: {entry.name!r} ({entry.spec}) gives an array {probe.shape[1:]} per tile, not a vector: its tokens or "
+                "maps are not pooled; set the entry's `pooling` to cls, avg or cls+avg"
+            )
         cfg: Any = model.pretrained_cfg
         self.audit: dict[str, Any] = {
             "spec": entry.spec,
@@ -106,6 +116,12 @@ class TimmEncoder:
             "dtype": str(self._dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
+        if unseen := self._side % (patch_px(model) or 1):
+            self.audit["unseen_px"] = unseen
+            log(
+                f"WARNING: {entry.name}: {self._side} px are no whole number of patches of {patch_px(model)} px: the last {unseen} "
+                "columns and rows of every tile are not seen"
+            )
         if published:
             self.audit |= {"published_transform": published.transform, "licence": published.licence}
 
@@ -142,41 +158,6 @@ class TimmEncoder:
         return torch.cat(parts, dim=1)
 
 
-class OwnEncoder:
-    """A user's encoder: `python:MODULE:FACTORY`, where FACTORY(tile_px) gives a function from tiles to embeddings.
-
-    The function's own attribute `audit`, a dictionary, is written with the embeddings where it has one; it says nothing of `spec`,
-    `dim` and `status`. What FACTORY raises is let through.
-    """
-
-    def __init__(self, target: str, entry: EncoderConfig, tile_px: int) -> None:
-        module, _, factory = target.partition(":")
-        key = f"encoders: {entry.name!r} ({entry.spec})"
-        sys.path.insert(0, str(Path.cwd()))  # a file beside the configuration is a module
-        try:
-            try:
-                make = getattr(importlib.import_module(module), factory)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise MadError(
-                    f"{key}: cannot be imported: {error}; name a module on the Python path and a function in it"
-                ) from error
-            self._embed = make(tile_px)
-        finally:
-            sys.path.pop(0)
-        self._key = key
-        dim = self(np.zeros((1, tile_px, tile_px, 3), np.uint8)).shape[1]
-        self.audit: dict[str, Any] = {**getattr(self._embed, "audit", {}), "spec": entry.spec, "dim": dim}
-        self.audit.pop("status", None)  # that of an absent encoder
-
-    def __call__(self, tiles: np.ndarray) -> np.ndarray:
-        vectors = np.asarray(self._embed(tiles), dtype=np.float32)
-        if vectors.ndim != 2 or len(vectors) != len(tiles):
-            raise MadError(
-                f"{self._key}: gave {vectors.shape} for {len(tiles)} tiles; it has to return one vector per tile"
-            )
-        return vectors
-
-
 def load_encoder(config: Config, name: str) -> Encoder:
     """Load the encoder that `encoders:` calls `name`.
 
@@ -190,13 +171,11 @@ def load_encoder(config: Config, name: str) -> Encoder:
     if entry.spec == "colour":
         return ColourEncoder()
     if kind == "run":
-        return _load_folder(
-            Path(config.results) / "train" / target / "encoder", entry, tile_px, f"train run {target!r} first"
-        )
+        return _load_run(Path(config.results) / "train" / target / "encoder", entry, tile_px)
     if kind == "random":
         return TimmEncoder(initial_backbone(config, target), entry, tile_px)
     if kind == "local-dir":
-        return _load_folder(Path(target), entry, tile_px, "a folder with config.json and model.safetensors")
+        return _load_local(Path(target), entry, tile_px)
     if kind == "python":
         return OwnEncoder(target, entry, tile_px)
     if kind == "published":
@@ -277,8 +256,16 @@ def _load_timm(source: str, entry: EncoderConfig, tile_px: int) -> nn.Module:
         ) from error
 
 
-def _load_folder(folder: Path, entry: EncoderConfig, tile_px: int, mend: str) -> TimmEncoder:
-    weights = folder / "model.safetensors"
-    if not weights.exists() or not (folder / "config.json").exists():
-        raise MadError(f"encoders: {entry.name!r}: {folder} holds no config.json and model.safetensors; {mend}")
+def _load_run(folder: Path, entry: EncoderConfig, tile_px: int) -> TimmEncoder:
+    if not (folder / WEIGHTS).exists():
+        raise MadError(f"encoders: {entry.name!r}: {folder} holds no {WEIGHTS}; train run {folder.parent.name!r} first")
     return TimmEncoder(load_exported(folder), entry, tile_px)
+
+
+def _load_local(folder: Path, entry: EncoderConfig, tile_px: int) -> TimmEncoder:
+    if not (folder / "config.json").exists() or not weights_file(str(folder)).is_file():
+        raise MadError(
+            f"encoders: {entry.name!r}: {folder} holds no config.json of timm beside {' or '.join(WEIGHT_FILES)}; name the "
+            "folder of a model as timm or `mad` exported it, or as the Hugging Face hub has it"
+        )
+    return TimmEncoder(_load_timm(f"local-dir:{folder}", entry, tile_px), entry, tile_px)

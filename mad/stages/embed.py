@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,10 @@ def run(config: Config, name: str) -> None:
     except MissingWeightsError as missing:
         if config.on_missing_encoder == "fail":
             raise
-        log(f"WARNING: {missing}. {name} is absent from the tables, the other encoders go on")
+        log(
+            f"WARNING: {missing}. {name} is absent from the tables, the other encoders go on. It is tried again when its entry, "
+            f"its file of weights or HF_TOKEN changes, and after {folder / 'audit.json'} is deleted"
+        )
         entry = config.encoder(name).model_dump()
         write_json(folder / "audit.json", {"status": ABSENT, "reason": str(missing), "encoder": name, "config": entry})
         return
@@ -73,11 +77,19 @@ def run(config: Config, name: str) -> None:
                 config, name, encoder, row, folder / "dense", whole, row.slide_id in mapped
             )
     seconds, tiles = time.perf_counter() - start, sum(done.values())
-    write_json(folder / "audit.json", {**encoder.audit, "encoder": name, "config": config.encoder(name).model_dump()})
+    scales = {"mpp_seen": seen_mpp(config.tile.magnifications, encoder.audit)}
+    write_json(
+        folder / "audit.json", {**encoder.audit, **scales, "encoder": name, "config": config.encoder(name).model_dump()}
+    )
     log(
         f"embed {name}: {tiles} tiles of {sum(map(bool, done.values()))} slides in {seconds:.1f} s ({tiles / seconds:.0f}/s); "
         "the rest was up to date"
     )
+
+
+def seen_mpp(magnifications: list[float], audit: dict[str, Any]) -> dict[str, float]:
+    """um/px of the images that the network sees, by magnification: 10 / magnification, nominally, times that of a resizing."""
+    return {f"{value:g}x": 10 / value * audit.get("mpp_factor", 1.0) for value in magnifications}
 
 
 def _embed_shards(config: Config, name: str, encoder: Encoder, row: SlideRow, folder: Path) -> int:
