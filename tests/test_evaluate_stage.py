@@ -237,7 +237,13 @@ def test_no_labels_at_all(tmp_path: Path) -> None:
 def test_no_40x(tmp_path: Path) -> None:
     found = one(tmp_path, finest=1)
     assert found["classification"]["status"] == "ok"
-    assert "10x-40x" in found["consistency"]["reason"] and "10x-40x" in found["transfer"]["reason"]
+    assert "10x-40x" in found["consistency"]["reason"]
+    transfer, tables = found["transfer"], tmp_path / "report" / "tables"
+    assert transfer["status"] == "ok" and transfer["table5"]["reason"] == "no labelled test tiles at 40x"
+    assert set(transfer["matrix"]) == {"2.5x", "10x"} and transfer["matrix"]["10x"]["2.5x"] is not None
+    assert "mad: not applicable: no labelled test tiles at 40x." in (tables / "table5.md").read_text()
+    assert "Mean IoU, trained on 2.5x" in (tables / "scales.md").read_text()
+    assert found["segmentation"]["status"] == "not applicable"
     assert len(read_parquet(tmp_path / "evaluate" / "mad" / "pca.parquet")) == 0
 
 

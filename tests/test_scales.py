@@ -12,7 +12,8 @@ from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
 from mad.config.evaluation import EvaluationConfig
-from mad.evaluation.scales import chance_iou, coral, match_moments, scale_matrix
+from mad.evaluation.data import Embedded
+from mad.evaluation.scales import chance_iou, coral, crosses_scales, match_moments, scale_matrix
 from mad.metrics.moments import moments
 from mad.stages.evaluate import load
 
@@ -60,6 +61,20 @@ def test_constant_dimensions_stay_finite() -> None:
 def test_chance_by_hand() -> None:
     assert chance_iou(np.array([3, 3, 3, 7])) == pytest.approx(((1.5 / (3 + 2 - 1.5)) + (0.5 / (1 + 2 - 0.5))) / 2)
     assert chance_iou(np.array([2, 2])) == 1 and chance_iou(np.array([], np.int64)) is None
+
+
+def test_scales_are_crossed_by_training_at_one_and_testing_at_another(tmp_path) -> None:
+    fake_results(tmp_path, {"mad": 0.5}, columns=2, patients=5)
+    data = load(fake_config(tmp_path, ["mad"]), "mad")
+
+    def labelled(**magnifications: float) -> Embedded:
+        only = data.tiles["split"].map(magnifications) == data.tiles["magnification"]
+        return replace(data, tiles=data.tiles.assign(code=np.where(only, data.codes, -1)))
+
+    assert crosses_scales(data) and crosses_scales(labelled(train=2.5, test=40))
+    assert not any(
+        map(crosses_scales, (labelled(train=10, test=10), labelled(train=10), labelled(test=10), labelled()))
+    )
 
 
 def test_matrix_equals_scikit_learn_and_is_null_where_nothing_is(tmp_path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mad.reporting import published
 from mad.reporting.composition import table2
-from mad.reporting.from_json import BLOCK_NOTE
+from mad.reporting.from_json import BLOCK_NOTE, of_part
 from mad.reporting.qc import health_table, time_table
 from mad.reporting.table import Block, Cell, Column, Row, Table
 from mad.reporting.tables import table3, table4, table5
@@ -166,6 +166,16 @@ def test_not_applicable_is_the_reason_of_an_absent_row(protocol: str) -> None:
     reports = {"a": {protocol: {"status": "not applicable", "reason": "no 40x"}}}
     text = (table4 if protocol == "consistency" else table5)(["a"], reports).markdown()
     assert "a: not applicable: no 40x." in text
+
+
+def test_a_part_of_a_protocol_may_lack_its_data_alone() -> None:
+    whole = {"status": "ok", "matrix": {}, "table5": {"status": "ok"}}
+    lacking = {"status": "ok", "paper": None, "table5": {"status": "not applicable", "reason": "no 40x"}}
+    reports = {"a": {"transfer": lacking}, "b": {"transfer": whole}, "old": {"transfer": {"status": "ok"}}, "none": {}}
+    found = of_part(reports, "transfer", "table5")
+    assert found == reports | {"a": {"transfer": lacking["table5"]}}
+    text = table5(["a"], {"a": reports["a"]}).markdown()
+    assert "a: not applicable: no 40x." in text and text.count("n/a") > 10
 
 
 def test_published_rows_are_whole() -> None:

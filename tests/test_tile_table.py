@@ -9,9 +9,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mad.cli import app
-from mad.evaluation.tile_table import check_images, embedded_tiles, read_image
+from mad.evaluation.duplicates import UNIFORM
+from mad.evaluation.tile_table import check_images, embedded_tiles, image_facts, read_image
 from mad.evaluation.tile_table import read_tile_table as read_any
 from mad.files import MadError, read_json, to_json
+from mad.reporting.scale_figure import scale_figure
 
 FRACTIONS = {"train": 0.5, "val": 0.0, "test": 0.5}
 LADDER = {"magnifications": [2.5, 10, 40], "tolerance": 0.12}
@@ -26,6 +28,11 @@ def read_tile_table(path):
 def read_text(folder, text):
     (folder / "tiles.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_tile_table(folder / "tiles.csv")
+
+
+def check(table, folder):
+    """The side, of what is in the files now."""
+    return check_images(table, pd.DataFrame([image_facts(read_image(folder / name)) for name in table["path"]]))
 
 
 def make_table(folder, *, side=24):
@@ -56,18 +63,28 @@ def make_table(folder, *, side=24):
     return table
 
 
+def evaluate_table(folder, **changes):
+    """The command on `folder`/tiles.csv: where it wrote, the JSON of every protocol, and what it told."""
+    evaluate = {
+        "probe_steps": 200,
+        "probe_lr": 0.01,
+        "kmeans_starts": 2,
+        "bootstrap_resamples": 20,
+        "knn_k": 3,
+    } | changes
+    config = {"results": str(folder), "encoders": [{"name": "colour", "spec": "colour"}], "evaluate": evaluate}
+    (folder / "config.json").write_text(to_json(config))
+    given = ["evaluate", "colour", "--config", str(folder / "config.json"), "--tiles", str(folder / "tiles.csv")]
+    result = CliRunner().invoke(app, [*given, "--out", str(folder / "out")])
+    assert result.exit_code == 0, result.output
+    out = folder / "out" / "colour"
+    protocols = ("classification", "clustering", "consistency", "transfer", "magnification")
+    return out, {name: read_json(out / f"{name}.json") for name in protocols}, result.output
+
+
 def test_a_table_of_images_runs_every_protocol(tmp_path):
     table = make_table(tmp_path)
-    evaluate = {"probe_steps": 200, "probe_lr": 0.01, "kmeans_starts": 2, "bootstrap_resamples": 20, "knn_k": 3}
-    config = {"results": str(tmp_path), "encoders": [{"name": "colour", "spec": "colour"}], "evaluate": evaluate}
-    (tmp_path / "config.json").write_text(to_json(config))
-    given = ["evaluate", "colour", "--config", str(tmp_path / "config.json"), "--tiles", str(tmp_path / "tiles.csv")]
-    result = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
-    folder = tmp_path / "out" / "colour"
-    reports = {
-        name: read_json(folder / f"{name}.json") for name in ("classification", "clustering", "consistency", "transfer")
-    }
+    folder, reports, _ = evaluate_table(tmp_path)
     assert {name: report["status"] for name, report in reports.items()} == dict.fromkeys(reports, "ok")
     assert reports["classification"]["sound"]["macro_f1"]["mean"] == 1.0  # brightness tells the classes apart
     assert reports["transfer"]["sound"]["with_background"]["fine"]["mean_iou"]["mean"] == 1.0
@@ -78,6 +95,48 @@ def test_a_table_of_images_runs_every_protocol(tmp_path):
     with Image.open(tmp_path / table["path"][0]) as image:
         assert vectors[0, :3] == pytest.approx(np.asarray(image).mean(axis=(0, 1)) / 255, abs=1e-5)
     assert (folder / "tables" / "table5.md").exists()
+
+
+def test_without_parents_table_5_and_the_scale_matrix_are_there(tmp_path):
+    make_table(tmp_path).drop(columns="parent").to_csv(tmp_path / "tiles.csv", index=False)
+    folder, reports, told = evaluate_table(tmp_path)
+    transfer = reports["transfer"]
+    assert transfer["table5"] == {"status": "ok", "reason": None, "paired": False}
+    assert transfer["n"] == {"coarse": 12, "fine": 48} and transfer["patients"]["test"] == 2
+    sound = transfer["sound"]["with_background"]
+    assert sound["coarse"]["mean_iou"]["mean"] == sound["fine"]["mean_iou"]["mean"] == 1.0
+    assert transfer["sound"]["agreement"]["mean"] is None and sound["consistency"]["mean"] is None
+    assert transfer["matrix"] == {trained: {"10x": 1.0, "40x": 1.0} for trained in ("10x", "40x")}
+    assert reports["consistency"]["status"] == "not applicable" and "consistency: not applicable" in told
+    text = (folder / "tables" / "table5.md").read_text()
+    assert "consistency: null: a ratio of scores on the same tissue, which needs aligned pairs." in text
+    row = next(line for line in text.split("## Sound probe")[1].splitlines() if line.startswith("| colour"))
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["1.0000"] * 6 + ["–", "–"]
+
+
+def test_the_scale_matrix_stands_where_table_5_lacks_a_magnification(tmp_path):
+    table = make_table(tmp_path).drop(columns="parent")
+    table["mpp"] = table["mpp"].replace(0.25, 4.0)
+    table.to_csv(tmp_path / "tiles.csv", index=False)
+    folder, reports, told = evaluate_table(tmp_path)
+    reason = "no labelled test tiles at 40x"
+    assert reports["transfer"]["status"] == "ok" and set(reports["transfer"]["matrix"]) == {"2.5x", "10x"}
+    assert reports["transfer"]["matrix"]["2.5x"]["10x"] == 1.0 and f"Table 5: not applicable: {reason}" in told
+    assert f"colour: not applicable: {reason}." in (folder / "tables" / "table5.md").read_text()
+    assert "Tested on 2.5x" in (folder / "tables" / "scales.md").read_text()
+    scale_figure({"colour": reports}, tmp_path / "matrix.png")
+    with Image.open(tmp_path / "matrix.png") as image:
+        assert image.height > 300, "a panel, not a line that says there is none"
+
+
+def test_a_second_call_embeds_nothing_and_evaluates_anew(tmp_path):
+    make_table(tmp_path)
+    folder, before, _ = evaluate_table(tmp_path)
+    written = (folder / "embeddings.npy").stat().st_mtime_ns
+    _, after, told = evaluate_table(tmp_path, knn_k=5, runs=2)
+    assert "120 of 120 images are as they were" in told and "120 of 120 different tiles were embedded before" in told
+    assert (folder / "embeddings.npy").stat().st_mtime_ns == written
+    assert before["transfer"]["matrix"] == after["transfer"]["matrix"] and after["transfer"]["runs"] == 2
 
 
 @pytest.mark.parametrize(
@@ -114,17 +173,39 @@ def test_missing_columns_and_files(tmp_path):
 
 def test_images_that_are_missing_of_another_size_or_seen_twice(tmp_path):
     table = make_table(tmp_path)
-    assert check_images(table, tmp_path) == 24
+    assert check(table, tmp_path) == 24
     twin = table["path"][table["split"] == "test"].iloc[0]
     (tmp_path / twin).write_bytes((tmp_path / table["path"][0]).read_bytes())
-    with pytest.raises(MadError, match="show the same pixels in two splits"):
-        check_images(table, tmp_path)
+    with pytest.raises(
+        MadError, match=f"1 pair.* show the same pixels in two splits: {twin} and {table['path'][0]}; remove"
+    ):
+        check(table, tmp_path)
     Image.new("RGB", (24, 20)).save(tmp_path / twin)
-    with pytest.raises(MadError, match="24 x 20 px; all tiles of a table are squares of one size"):
-        check_images(table, tmp_path)
+    with pytest.raises(MadError, match=f"{twin}: 24 x 20 px; all tiles of a table are squares of one size"):
+        check(table, tmp_path)
     (tmp_path / twin).write_text("no image")
     with pytest.raises(MadError, match="cannot be read as an image"):
-        check_images(table, tmp_path)
+        check(table, tmp_path)
+
+
+def test_twins_in_two_splits_are_named_together_and_glass_is_none(tmp_path):
+    table = make_table(tmp_path)
+    train, test = (table["path"][table["split"] == split].tolist() for split in ("train", "test"))
+    for name in (*train[:3], *test[:2]):
+        Image.new("RGB", (24, 24), "white").save(tmp_path / name)
+    faint = np.full((24, 24, 3), 240, np.uint8)
+    faint[:9] = 241  # not of one colour, but far from any structure
+    for name in (train[3], test[3]):
+        Image.fromarray(faint).save(tmp_path / name)
+    assert image_facts(faint)["blur"] < UNIFORM and check(table, tmp_path) == 24
+    for a, b in zip(train[10:22], test[10:22], strict=True):
+        (tmp_path / b).write_bytes((tmp_path / a).read_bytes())
+    with pytest.raises(MadError, match="12 pair") as fault:
+        check(table, tmp_path)
+    named = [f"{b} and {a}" for a, b in zip(train[10:22], test[10:22], strict=True)]
+    assert [pair in str(fault.value) for pair in named] == [True] * 10 + [False] * 2 and " and 2 more;" in str(
+        fault.value
+    )
 
 
 def test_patients_are_drawn_to_splits_where_the_table_has_none(tmp_path):

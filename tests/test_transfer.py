@@ -10,8 +10,10 @@ from fake_results import fake_config, fake_results
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 
 from mad.config.evaluation import EvaluationConfig
+from mad.evaluation.by_patient import transfer_statistics
 from mad.evaluation.data import Embedded, NotApplicableError
-from mad.evaluation.transfer import consistency, evaluate_transfer, test_tiles, transfer_scores
+from mad.evaluation.scales import scale_matrix
+from mad.evaluation.transfer import PROBES, RULES, consistency, evaluate_transfer, test_tiles, transfer_scores
 from mad.reporting.published import TABLE5
 from mad.stages.evaluate import load
 
@@ -132,11 +134,66 @@ def test_class_without_training_tiles_is_named_and_scored_zero(data: Embedded) -
     assert report["sound"]["with_background"]["fine"]["iou"]["Leptomeninges"]["mean"] == 0
 
 
-def test_not_applicable_without_labels_or_pairs(data: Embedded) -> None:
+def without_labels(data: Embedded, split: str, *magnifications: float) -> Embedded:
+    gone = (data.tiles["split"] == split) & data.tiles["magnification"].isin(magnifications)
+    return replace(data, tiles=data.tiles.assign(code=np.where(gone, -1, data.codes)))
+
+
+def test_without_pairs_every_labelled_test_tile_is_tested(data: Embedded) -> None:
+    alone = replace(data, pairs=data.pairs.iloc[:0])
+    report, probe = evaluate_transfer(alone, CONFIG.model_copy(update={"min_patients": 2}), seed=0)
+    assert report["table5"] == {"status": "ok", "reason": None, "paired": False} and probe is not None
+    rows = {"coarse": data.rows("test", 10), "fine": data.rows("test", 40)}
+    assert report["n"] == {side: len(each) for side, each in rows.items()}
+    truth = data.codes[rows["fine"]]
+    expected = [
+        jaccard_score(truth, guess, labels=np.unique(truth), average="macro")
+        for guess in probe.predict(data.features[rows["fine"]])
+    ]
+    assert report["paper"]["with_background"]["fine"]["mean_iou"]["values"] == pytest.approx(expected)
+    sound = report["sound"]["with_background"]
+    assert sound["coarse"]["mean_iou"]["mean"] == report["matrix"]["10x"]["10x"]
+    assert sound["fine"]["mean_iou"]["mean"] == report["matrix"]["10x"]["40x"]
+    low, high = sound["bootstrap"]["intervals"]["fine_mean_iou"]
+    assert low <= sound["fine"]["mean_iou"]["mean"] <= high
+    for probe_name in PROBES:
+        numbers = (report[probe_name]["agreement"], report[probe_name]["with_background"]["consistency"])
+        assert all(number["mean"] is None and not any(number["values"]) for number in numbers)
+        assert report[probe_name]["with_background"]["bootstrap"]["intervals"]["consistency"] is None
+        assert report[probe_name]["agreement"]["bootstrap"]["intervals"]["agreement"] is None
+    differ = {name for name, rule in report["rules"].items() if rule != RULES[name]}
+    assert differ == {"coarse_test", "fine_test", "consistency", "agreement"} and set(report["rules"]) == set(RULES)
+    again = transfer_statistics(report["by_patient"], np.ones((1, 2)))
+    assert again["sound with_background fine mean_iou"][0] == pytest.approx(sound["fine"]["mean_iou"]["mean"])
+    assert np.isnan(again["sound with_background consistency"][0]) and np.isnan(again["paper agreement"][0])
+    paired = evaluate_transfer(data, CONFIG, seed=0)[0]
+    assert paired["table5"]["paired"] and paired["rules"] == RULES and paired["matrix"] == report["matrix"]
+
+
+@pytest.mark.parametrize(
+    ("split", "magnification", "reason"),
+    [
+        ("train", 10, "no labelled training tiles at 10x"),
+        ("test", 10, "no labelled test tiles at 10x"),
+        ("test", 40, "no labelled test tiles at 40x"),
+    ],
+)
+def test_the_matrix_stands_without_table_5(data: Embedded, split: str, magnification: float, reason: str) -> None:
+    lacking = without_labels(replace(data, pairs=data.pairs.iloc[:0]), split, magnification)
+    report, probe = evaluate_transfer(lacking, CONFIG, seed=0)
+    assert report["table5"] == {"status": "not applicable", "reason": reason, "paired": False} and probe is None
+    assert [report[name] for name in PROBES] == [None] * 6 and "by_patient" not in report
+    alone = scale_matrix(lacking, CONFIG, seed=0)
+    assert {name: report[name] for name in alone} == alone and report["matrix"]["2.5x"]["2.5x"] is not None
+    assert set(report) | {"by_patient"} == set(evaluate_transfer(data, CONFIG, seed=0)[0])
+
+
+def test_not_applicable_without_labels_or_a_second_magnification(data: Embedded) -> None:
     with pytest.raises(NotApplicableError, match="no labelled training tiles at 10x"):
         evaluate_transfer(replace(data, tiles=data.tiles.assign(code=-1)), CONFIG, seed=0)
-    with pytest.raises(NotApplicableError, match="no labelled 10x-40x pairs"):
-        evaluate_transfer(replace(data, pairs=data.pairs.iloc[:0]), CONFIG, seed=0)
+    one = without_labels(without_labels(data, "test", 2.5, 40), "train", 2.5, 40)
+    with pytest.raises(NotApplicableError, match="no labelled test tiles at 40x"):
+        evaluate_transfer(replace(one, pairs=data.pairs.iloc[:0]), CONFIG, seed=0)
 
 
 def test_every_number_of_the_table_has_an_interval(data: Embedded) -> None:

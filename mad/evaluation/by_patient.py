@@ -103,28 +103,32 @@ def transfer_statistics(sums: Sums, weights: Floats) -> dict[str, Floats]:
             (`{probe}_matched`, `{probe}_coral`) shares the coarse side of its `{probe}`.
         weights: [r, P].
     """
-    background = int(sums["background"])
+    background, paired = int(sums["background"]), bool(sums["children"].any())
     found: dict[str, Floats] = {}
     for probe in [name.removesuffix(" fine") for name in sums if name.endswith(" fine")]:
         coarse, fine = sums[f"{probe.split('_')[0]} coarse"], sums[f"{probe} fine"]
         for variant, code in {"with_background": None, "without_background": background}.items():
             if code != -1:
-                scores = iou_statistics(drop_truth(coarse, code), drop_truth(fine, code), weights)
+                scores = iou_statistics(drop_truth(coarse, code), drop_truth(fine, code), weights, paired=paired)
                 found |= {f"{probe} {variant} {name}": values for name, values in scores.items()}
         agree = ratio(weights @ sums[f"{probe} agree"], (weights @ sums["children"])[:, None])
         found[f"{probe} agreement"] = agree.mean(1)
     return found
 
 
-def iou_statistics(coarse: NDArray, fine: NDArray, weights: Floats) -> dict[str, Floats]:
-    """Scores on both sides, mean over runs, and consistency of the mean IoU, of confusion matrices [P, runs, C, C]."""
+def iou_statistics(coarse: NDArray, fine: NDArray, weights: Floats, *, paired: bool = True) -> dict[str, Floats]:
+    """Scores on both sides, mean over runs, and consistency of the mean IoU, of confusion matrices [P, runs, C, C].
+
+    Consistency is NaN unless the fine tiles are children of the coarse ones (`paired`).
+    """
     found: dict[str, Floats] = {}
     for side, part in (("coarse", coarse), ("fine", fine)):
         pooled = np.tensordot(weights, part, axes=1)  # [r, runs, C, C]
         found[f"{side} mean_iou"] = macro(macro(class_iou(pooled)))
         found[f"{side} mean_dice"] = macro(macro(class_dice(pooled)))
         found[f"{side} accuracy"] = macro(accuracy(pooled))
-    return found | {"consistency": consistency(found["coarse mean_iou"], found["fine mean_iou"])}
+    ratios = consistency(found["coarse mean_iou"], found["fine mean_iou"])
+    return found | {"consistency": ratios if paired else np.full_like(ratios, np.nan)}
 
 
 CLASSIFIERS = {"linear": "linear", "knn": "knn", "knn whole_bank": "whole_bank", "sound": "sound"}

@@ -65,6 +65,13 @@ def coral(source: Moments, target: Moments, ridge: float = 1e-2) -> Affine:
     return Affine(source_mean=source.mean, linear=linear, target_mean=target.mean)
 
 
+def crosses_scales(data: Embedded) -> bool:
+    """Whether a probe of one magnification can be tested on another: both have labelled tiles, to train and to test."""
+    magnification = data.tiles["magnification"].to_numpy(float)
+    trained, tested = (np.unique(magnification[data.rows(split)]) for split in ("train", "test"))
+    return bool((trained[:, None] != tested).any())
+
+
 def scale_matrix(
     data: Embedded,
     config: EvaluationConfig,

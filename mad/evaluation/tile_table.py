@@ -3,7 +3,7 @@
 Columns: `path` (relative to the CSV's folder), `mpp` or `magnification`, `label`, `patient_id`; optional are `split` (train, val or
 test; drawn per patient where the column is missing), `slide_id` (the patient's where it is blank or missing), and `parent`: the
 path of the coarser tile of the same slide that this one lies in; `site` and `scanner`, to leave each out in turn. Public tile sets
-at several um/px are evaluated so.
+at several um/px are evaluated so; where they name no parents, what compares a parent with its children is left out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mad.evaluation.data import SHEET_COLUMNS, UNLABELLED, Embedded, kind_of
+from mad.evaluation.duplicates import UNIFORM
 from mad.files import MadError, Pathlike
-from mad.progress import track
 from mad.slides.sheet import SPLITS, draw_split
+from mad.tiles.shards import blur_score
 
-SHOWN = 5  # faults that an error lists
+SHOWN, SHOWN_TWINS = 5, 10  # faults that an error lists
 MODES = ("L", "RGB", "RGBA", "P", "1")  # of Pillow, whose colours 8-bit RGB holds
 
 
@@ -145,27 +147,44 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise MadError(f"{path}: cannot be read as an image ({error}); the table names it") from None
 
 
-def check_images(table: pd.DataFrame, folder: Path) -> int:
+def image_facts(pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    """What `check_images` asks of an image [h, w, 3]: `height`, `width`, `sha256` of its pixels, and `blur` as in shard tables."""
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return {"height": pixels.shape[0], "width": pixels.shape[1], "sha256": digest, "blur": blur_score(pixels)}
+
+
+def check_images(table: pd.DataFrame, facts: pd.DataFrame) -> int:
     """The side that all images of a table have, in pixels.
 
+    Args:
+        table: of `read_tile_table`.
+        facts: of `image_facts`, row for row.
+
     Raises:
-        MadError: a file cannot be read, is not square or not of the size of the first; or two files of different splits show the
-            same pixels, which would let a test tile be seen in training.
+        MadError: an image is not square or not of the size of the first; or files of different splits show the same pixels, which
+            would let a test tile be seen in training. A tile without structure, such as glass, may equal others
+            (`mad.evaluation.duplicates`).
     """
-    side, seen = 0, dict[bytes, int]()
-    for row, name in enumerate(track(table["path"], "check tiles", unit="tiles")):
-        pixels = read_image(folder / name)
-        side = side or pixels.shape[0]
-        if pixels.shape != (side, side, 3):
-            raise MadError(
-                f"{folder / name}: {pixels.shape[1]} x {pixels.shape[0]} px; all tiles of a table are squares of one size, the "
-                f"first has {side} px"
-            )
-        twin = seen.setdefault(hashlib.sha256(pixels.tobytes()).digest(), row)
-        if table["split"].iloc[twin] != table["split"].iloc[row]:
-            raise MadError(
-                f"{name} and {table['path'].iloc[twin]} show the same pixels in two splits; remove one or give both one split"
-            )
+    side = int(facts["height"].iloc[0])
+    fits = ((facts["height"] == side) & (facts["width"] == side)).to_numpy()
+    if not fits.all():
+        odd = int(np.argmin(fits))
+        more = f" (and {(~fits).sum() - 1} more)" if (~fits).sum() > 1 else ""
+        raise MadError(
+            f"{table['path'].iloc[odd]}{more}: {facts['width'].iloc[odd]} x {facts['height'].iloc[odd]} px; all tiles of a table "
+            f"are squares of one size, the first has {side} px"
+        )
+    structured = (facts["blur"] >= UNIFORM).to_numpy()
+    known = table.loc[structured, ["path", "split"]].assign(sha256=facts["sha256"])
+    first = known.groupby("sha256")[["path", "split"]].transform("first")
+    twins = known["path"][known["split"] != first["split"]]
+    if len(twins):
+        pairs = [f"{name} and {first['path'][row]}" for row, name in twins.head(SHOWN_TWINS).items()]
+        more = f" and {len(twins) - SHOWN_TWINS} more" if len(twins) > SHOWN_TWINS else ""
+        raise MadError(
+            f"{len(twins)} pair(s) of images show the same pixels in two splits: {'; '.join(pairs)}{more}; remove one of each or "
+            "give both one split"
+        )
     return side
 
 

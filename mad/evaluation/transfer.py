@@ -3,6 +3,9 @@
 Test tiles of the coarse magnification are the labelled test parents of 10x-40x pairs and the standalone Background tiles;
 those of the fine one are exactly the children of these parents and the standalone Background tiles: the same tissue seen
 twice. Consistency is 100 x mIoU(40x) / mIoU(10x), which reproduces every row that the paper prints.
+
+Without labelled pairs in the test (public tile sets) every labelled test tile of the two magnifications is tested, and what
+compares a parent with its children is null. The matrix of `mad.evaluation.scales` asks for no pairs and stands by itself.
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ from mad.evaluation.bootstrap import patient_intervals
 from mad.evaluation.by_patient import Sums, class_statistics, consistency, iou_statistics, matrices_by_patient, ratio
 from mad.evaluation.data import Embedded, NotApplicableError, kind_of, plain, spread
 from mad.evaluation.probe import Probe, cohort_probe, paper_probe
-from mad.evaluation.scales import coral, match_moments, scale_matrix
+from mad.evaluation.scales import coral, crosses_scales, match_moments, scale_matrix
 from mad.metrics.confusion import accuracy, class_dice, class_iou, drop_truth, macro
 from mad.metrics.moments import moments
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 RULES = {
     "train": "labelled training tiles of the coarse magnification alone, from pairs and standalone",
@@ -41,54 +45,45 @@ RULES = {
     "chance": "matrix_chance: a guess that names each class of the test truth with the same probability, by expected counts",
     "interval": "test patients are resampled, the trained probes stay; scores are averaged over runs within a resample",
 }
+UNPAIRED = RULES | {
+    "coarse_test": "all labelled test tiles of the coarse magnification: the test has no labelled pairs",
+    "fine_test": "all labelled test tiles of the fine magnification; they need not show the tissue of the coarse ones",
+    "consistency": "null: a ratio of scores on the same tissue, which needs aligned pairs",
+    "agreement": "null: it is of children and their parents, which needs aligned pairs",
+}
+PROBES = ("paper", "sound", "paper_matched", "sound_matched", "paper_coral", "sound_coral")
 
 
 def evaluate_transfer(
     data: Embedded, config: EvaluationConfig, *, seed: int, device: str | torch.device = "cpu"
-) -> tuple[dict[str, Any], Probe]:
-    """Both halves of Table 5 with every probe; also the paper's probe, which Figure 4 maps with.
+) -> tuple[dict[str, Any], Probe | None]:
+    """Both halves of Table 5 with every probe, and the matrix; also the paper's probe, which Figure 4 maps with.
 
-    The report holds, under `by_patient` and as arrays, the sums that `mad.evaluation.by_patient` reads.
+    `table5` of the report tells whether Table 5 has its tiles; where it has not, its probes are null, there is no paper's probe
+    and no `by_patient`, which else holds, as arrays, the sums that `mad.evaluation.by_patient` reads.
 
     Raises:
-        NotApplicableError: no labelled coarse training tiles or no labelled test pairs.
+        NotApplicableError: Table 5 lacks tiles, and no magnification can be tested with the probe of another one either.
     """
     coarse, fine = config.transition
-    num_classes = len(data.classes)
     train, val = data.rows("train", coarse), data.rows("val", coarse)
-    if not len(train):
-        raise NotApplicableError(f"no labelled training tiles at {coarse:g}x")
     test, parent_of_fine = test_tiles(data, config.transition)
+    paired = bool((parent_of_fine >= 0).any())
+    sides = (("training", train, coarse), ("test", test["coarse"], coarse), ("test", test["fine"], fine))
+    lacking = next((f"no labelled {name} tiles at {step:g}x" for name, rows, step in sides if not len(rows)), None)
+    if lacking and not crosses_scales(data):
+        raise NotApplicableError(lacking)
     seeds = [seed + run for run in range(config.runs)]
-    settings: dict[str, Any] = {
-        "num_classes": num_classes, "seeds": seeds, "steps": config.probe_steps, "lr": config.probe_lr,
-        "batch": config.probe_batch, "device": device,
-    }  # fmt: skip
-    labels = data.codes[train]
-    paper = paper_probe(data.features[train], labels, **settings)
-    sound, strength, chosen = cohort_probe(data, train, val, config, device)
-    truth = {side: data.codes[rows] for side, rows in test.items()}
-    patients = {side: data.patients[rows] for side, rows in test.items()}
-    tested = {side: data.features[rows] for side, rows in test.items()}
-
-    def score(predicted: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
-        return transfer_scores(predicted, truth, patients, data, config, parent_of_fine=parent_of_fine, seed=seed)
-
-    probes = {"paper": paper, "sound": sound}
-    coarse_guess = {name: probe.predict(tested["coarse"], device=device) for name, probe in probes.items()}
-    variants: dict[str, Any] = {}
-    background = -1 if data.background_code is None else data.background_code
-    by_patient: Sums = {"background": np.array(background)}
-    for suffix, fine_features in (("", tested["fine"]), *_aligned(data, config.transition, tested["fine"])):
-        for name, probe in probes.items():
-            guess = {"coarse": coarse_guess[name], "fine": probe.predict(fine_features, device=device)}
-            scores = variants[name + suffix] = score(guess)
-            sums: Sums = scores.pop("by_patient")
-            by_patient |= {"patients": sums["patients"], "children": sums["children"], f"{name} coarse": sums["coarse"]}
-            by_patient |= {f"{name}{suffix} fine": sums["fine"], f"{name}{suffix} agree": sums["agree"]}
-    variants["sound"] |= {"strength": strength, "chosen_by": chosen}
+    paper, fitted, variants, by_patient = None, {}, dict[str, Any](dict.fromkeys(PROBES)), None
+    if not lacking:
+        paper, sound, variants, by_patient = _table5(
+            data, config, train, val, test, parent_of_fine=parent_of_fine, seeds=seeds, device=device
+        )
+        fitted = {float(coarse): sound}
+    tested = test["coarse"] if paired else np.concatenate(list(test.values()))
     result = {
-        "rules": RULES,
+        "rules": RULES if paired else UNPAIRED,
+        "table5": {"status": "not applicable" if lacking else "ok", "reason": lacking, "paired": paired},
         "classes": data.classes,
         "background": data.background if data.background_code is not None else None,
         "transition": [coarse, fine],
@@ -102,13 +97,53 @@ def evaluate_transfer(
             "fine_test": data.counts(test["fine"]),
         },
         "n": {side: len(rows) for side, rows in test.items()},
-        "patients": {"train": data.num_patients(train), "test": data.num_patients(test["coarse"])},
+        "patients": {"train": data.num_patients(train), "test": data.num_patients(tested)},
         "absent_in_train": [name for name, count in data.counts(train).items() if not count],
-        "absent_in_test": [name for name, count in data.counts(test["coarse"]).items() if not count],
+        "absent_in_test": [name for name, count in data.counts(tested).items() if not count],
         **variants,
-        **scale_matrix(data, config, fitted={float(coarse): sound}, seed=seed, device=device),
+        **scale_matrix(data, config, fitted=fitted, seed=seed, device=device),
     }
-    return plain(result) | {"by_patient": by_patient}, paper
+    return plain(result) | ({"by_patient": by_patient} if by_patient else {}), paper
+
+
+def _table5(
+    data: Embedded,
+    config: EvaluationConfig,
+    train: Rows,
+    val: Rows,
+    test: dict[str, Rows],
+    *,
+    parent_of_fine: Rows,
+    seeds: list[int],
+    device: str | torch.device,
+) -> tuple[Probe, Probe, dict[str, Any], Sums]:
+    """The paper's probe and the sound one, trained on rows `train`; the scores of both on rows `test`, of the fine ones also
+    after they were carried onto the coarse ones; and the sums per test patient."""
+    labels = data.codes[train]
+    paper = paper_probe(
+        data.features[train], labels, num_classes=len(data.classes), seeds=seeds, steps=config.probe_steps, lr=config.probe_lr,
+        batch=config.probe_batch, device=device,
+    )  # fmt: skip
+    sound, strength, chosen = cohort_probe(data, train, val, config, device)
+    truth = {side: data.codes[rows] for side, rows in test.items()}
+    patients = {side: data.patients[rows] for side, rows in test.items()}
+    tested = {side: data.features[rows] for side, rows in test.items()}
+    probes = {"paper": paper, "sound": sound}
+    coarse_guess = {name: probe.predict(tested["coarse"], device=device) for name, probe in probes.items()}
+    variants: dict[str, Any] = {}
+    background = -1 if data.background_code is None else data.background_code
+    by_patient: Sums = {"background": np.array(background)}
+    for suffix, fine_features in (("", tested["fine"]), *_aligned(data, config.transition, tested["fine"])):
+        for name, probe in probes.items():
+            guess = {"coarse": coarse_guess[name], "fine": probe.predict(fine_features, device=device)}
+            scores = variants[name + suffix] = transfer_scores(
+                guess, truth, patients, data, config, parent_of_fine=parent_of_fine, seed=seeds[0]
+            )
+            sums: Sums = scores.pop("by_patient")
+            by_patient |= {"patients": sums["patients"], "children": sums["children"], f"{name} coarse": sums["coarse"]}
+            by_patient |= {f"{name}{suffix} fine": sums["fine"], f"{name}{suffix} agree": sums["agree"]}
+    variants["sound"] |= {"strength": strength, "chosen_by": chosen}
+    return paper, sound, variants, by_patient
 
 
 def transfer_scores(
@@ -163,12 +198,14 @@ def transfer_scores(
             report[variant] = None
             continue
         matrices = {side: drop_truth(by_patient[side], dropped) for side in predicted}
-        report[variant] = _variant(matrices, data.classes, config, seed)
+        report[variant] = _variant(matrices, data.classes, config, seed, paired=bool(has_parent.any()))
     return report
 
 
-def _variant(matrices: dict[str, NDArray], classes: list[str], config: EvaluationConfig, seed: int) -> dict[str, Any]:
-    """Scores of per-patient confusion matrices [P, r, C, C] per side."""
+def _variant(
+    matrices: dict[str, NDArray], classes: list[str], config: EvaluationConfig, seed: int, *, paired: bool
+) -> dict[str, Any]:
+    """Scores of per-patient confusion matrices [P, r, C, C] per side; `paired` as `iou_statistics` has it."""
     report: dict[str, Any] = {}
     for side, part in matrices.items():
         pooled = part.sum(0)
@@ -186,10 +223,12 @@ def _variant(matrices: dict[str, NDArray], classes: list[str], config: Evaluatio
         *(np.nan if runs[side]["mean"] is None else runs[side]["mean"] for side in ("coarse", "fine"))
     )
     of_runs = consistency(*(np.array(runs[side]["values"], np.float64) for side in ("coarse", "fine")))
+    if not paired:
+        of_means, of_runs = np.full_like(of_means, np.nan), np.full_like(of_runs, np.nan)
     report["consistency"] = spread(of_runs) | {"mean": plain(float(of_means)), "mean_of_runs": spread(of_runs)["mean"]}
 
     def statistic(weights: Floats) -> dict[str, Floats]:
-        found = iou_statistics(matrices["coarse"], matrices["fine"], weights)
+        found = iou_statistics(matrices["coarse"], matrices["fine"], weights, paired=paired)
         for side, part in matrices.items():
             by_class = class_statistics(part, weights, classes)
             found |= {f"{side} {name}": values for name, values in by_class.items()}
@@ -210,17 +249,18 @@ def test_tiles(
 ) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
     """Rows of the "coarse" and the "fine" test tiles, and for each fine one the place of its parent among the coarse ones.
 
-    Raises:
-        NotApplicableError: the test split has no labelled pairs.
+    The place is -1 where a tile has no parent, as no tile has where no pair of the test is labelled: then they are all labelled
+    test tiles of each magnification.
     """
     coarse, fine = transition
     pairs = data.pairs[data.pairs["kind"] == kind_of(coarse, fine)]
     inside = (data.tiles["split"].to_numpy()[pairs["parent"]] == "test") & (data.codes[pairs["parent"]] >= 0)
     pairs = pairs[inside]
-    if not len(pairs):
-        raise NotApplicableError(f"the test split has no labelled {kind_of(coarse, fine)} pairs")
-    parents = np.unique(pairs["parent"].to_numpy())
     labelled = pairs[data.codes[pairs["child"]] >= 0]
+    if not len(labelled):
+        test = {"coarse": data.rows("test", coarse), "fine": data.rows("test", fine)}
+        return test, np.full(len(test["fine"]), -1)
+    parents = np.unique(pairs["parent"].to_numpy())
     children = labelled["child"].to_numpy()
     in_pairs = data.pairs[["parent", "child"]].to_numpy()
     background = data.background_code

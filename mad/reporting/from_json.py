@@ -74,6 +74,16 @@ def first_report(reports: Reports, protocol: str) -> dict[str, Any] | None:
     return next((report for report in done if report["status"] == "ok"), None)
 
 
+def of_part(reports: Reports, protocol: str, part: str) -> Reports:
+    """The reports for a table of one `part` of a protocol: where the part has a status of its own that is not "ok", it and its
+    reason stand for the protocol."""
+    found = {encoder: lookup(parts.get(protocol), (part,)) or {} for encoder, parts in reports.items()}
+    return {
+        encoder: parts if found[encoder].get("status", "ok") == "ok" else parts | {protocol: found[encoder]}
+        for encoder, parts in reports.items()
+    }
+
+
 def magnification(name: str) -> float:
     """ "10x" -> 10."""
     return float(name.removesuffix("x"))

@@ -11,6 +11,7 @@ from mad.reporting.from_json import (
     interval_notes,
     lookup,
     magnification,
+    of_part,
     protocol_notes,
     protocol_rules,
     rows_of,
@@ -186,6 +187,7 @@ def _retrieval(inside: str) -> list[Column]:
 
 def table5(encoders: list[str], reports: Reports) -> Table:
     """Coarse and zero-shot fine scores of the coarse-trained probe, and consistency; with and without Background; by class."""
+    reports = of_part(reports, "transfer", "table5")
     first = first_report(reports, "transfer") or {}
     coarse, fine = (f"{step:g}x" for step in first.get("transition", (10, 40)))
     counts = [

@@ -67,7 +67,8 @@ def run(config: Config, encoder: str) -> None:
 
     def transfer() -> dict[str, Any]:
         report, probe = evaluate_transfer(data, config.evaluate, seed=config.seed, device=device)
-        probes.append(probe)
+        if probe is not None:
+            probes.append(probe)
         return report
 
     def consistency() -> dict[str, Any]:

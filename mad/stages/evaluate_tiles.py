@@ -1,7 +1,7 @@
 """Tiles from elsewhere through an encoder and the label-based protocols: `mad evaluate ENCODER --tiles TABLE.csv`.
 
 Reads the table and its images, no slide; writes `{out}/{encoder}/`: embeddings.npy with tiles.parquet (its rows), the JSON of every
-protocol, Tables 3-5 and those of scales and sites.
+protocol, Tables 3-5 and those of scales and sites. Images and embeddings are kept for the next call (`mad.stages.tile_images`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mad.config import Config
-from mad.files import atomic_path, sha256_file, write_json, write_parquet
-from mad.progress import log, track
+from mad.files import sha256_file, write_json, write_parquet
+from mad.progress import log
 
 
 def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
@@ -28,14 +26,14 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
     from mad.evaluation.data import plain
     from mad.evaluation.magnification import evaluate_magnification
     from mad.evaluation.sites import evaluate_sites
-    from mad.evaluation.tile_table import check_images, embedded_tiles, read_image, read_tile_table
+    from mad.evaluation.tile_table import check_images, embedded_tiles, read_tile_table
     from mad.evaluation.transfer import evaluate_transfer
-    from mad.models.embedding import embed_tiles
     from mad.models.encoders import load_encoder
     from mad.reporting.scale_tables import scale_table, site_table
     from mad.reporting.tables import table3, table4, table5
     from mad.stages.evaluate import attempt, choose_device
     from mad.stages.report import write_table
+    from mad.stages.tile_images import embed_images, look_at_images
 
     table = read_tile_table(
         table_path,
@@ -44,15 +42,12 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
         magnifications=config.tile.magnifications,
         tolerance=config.tile.scale_tolerance,
     )
-    side = check_images(table, table_path.parent)
+    paths = [table_path.parent / name for name in table["path"]]
+    facts = look_at_images(paths, out / "images.parquet")
+    side = check_images(table, facts)
     sized = config.model_copy(update={"tile": config.tile.model_copy(update={"tile_px": side})})
-    model = load_encoder(sized, encoder)
-    what = f"embed {encoder}"
-    images = (read_image(table_path.parent / name) for name in track(table["path"], what, unit="tiles"))
-    features = embed_tiles(model, images, config.encoder(encoder).batch, what, lambda n: str(table["path"].iloc[n]))
-    folder = out / encoder
-    with atomic_path(folder / "embeddings.npy") as temporary:
-        np.save(temporary, features)
+    model, folder = load_encoder(sized, encoder), out / encoder
+    features = embed_images(model, encoder, paths, facts["sha256"], config.encoder(encoder).batch, folder)
     write_parquet(folder / "tiles.parquet", table)
 
     data = embedded_tiles(table, features, config.label.background)
@@ -75,8 +70,9 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
         found.pop("by_patient", None)  # sums that only `mad evidence` reads
         reports[name] = plain(common | {"protocol": name} | found)
         write_json(folder / f"{name}.json", reports[name])
-        if reports[name]["status"] != "ok":
-            log(f"{name}: {reports[name]['status']}: {reports[name]['reason']}")
+        for what, told in ((name, reports[name]), ("Table 5", reports[name].get("table5"))):
+            if told and told["status"] != "ok":
+                log(f"{what}: {told['status']}: {told['reason']}")
     one = {encoder: reports}
     for made in (
         table3([encoder], one, data.classes),
