@@ -117,7 +117,8 @@ def test_shipped_configurations(name: str, methods: int, encoders: int) -> None:
     config = load_config(ROOT / "configs" / f"{name}.yaml")
     assert config.evidence.baseline == "dinov2" and len(config.evidence.groups) == methods
     assert len(config.encoders) == encoders and {run.seed for run in config.runs} == {0, 1, 2}
-    assert {run.steps for run in config.runs} == {500} and config.synthetic.decoupled == (name == "evidence-null")
+    others = {run.steps for run in config.runs if not run.name.startswith("dinov2-flops")}
+    assert others == {500} and config.synthetic.decoupled == (name == "evidence-null")
     splits = [row.split for row in cohort_rows(config)]
     assert [splits.count(side) for side in ("train", "val", "test")] == [16, 2, 6]
     starts = {run.name: run.init for run in config.runs if run.init != "random"}

@@ -1,7 +1,5 @@
 """Subsets of rows: what the metrics find on them is what they find on arrays, and no second array is made."""
 
-import weakref
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from mad.config.evaluation import EvaluationConfig
 from mad.evaluation import standardised
 from mad.evaluation.classification import evaluate_classification
-from mad.evaluation.data import Embedded, _stack
+from mad.evaluation.data import Embedded
 from mad.evaluation.probe import paper_probe, sound_probes
 from mad.metrics.knn import knn_predict
 from mad.metrics.rows import RowSubset, refuse_not_finite
@@ -42,13 +40,6 @@ def test_classifiers_find_the_same_on_a_subset() -> None:
         for one, other in zip(np.atleast_1d(found), np.atleast_1d(known), strict=True):
             assert np.array_equal(one.weight, other.weight) and np.array_equal(one.bias, other.bias)
             assert np.array_equal(one.predict(queries), other.predict(features[test]))
-
-
-def test_a_slides_embeddings_go_as_soon_as_they_are_joined() -> None:
-    blocks = [np.full((n + 1, 2), n, np.float32) for n in range(5)]
-    expected, alive = np.concatenate(blocks), [weakref.ref(block) for block in blocks]
-    assert np.array_equal(_stack(blocks), expected)
-    assert not any(one() is not None for one in alive)
 
 
 def test_the_bank_is_never_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def assemble(
     """
     patient_of = dict(zip(slides["slide_id"], slides["patient_id"].astype(str), strict=True))
     split_by = str(slides["split_by"].iloc[0]) if "split_by" in slides and len(slides) else "patient"
-    tables, blocks, children, digests = [], [], [], []
+    tables, places, children, digests = [], [], [], []
     dropped = {"without embedding": 0}
     for slide_id, shard, tile, rows, features in per_slide:
         usable = shard[shard["status"] == "ok"] if "status" in shard else shard
@@ -126,10 +126,8 @@ def assemble(
         place = one["tile_id"].map(dict(zip(rows["tile_id"], range(len(rows)), strict=True)))
         dropped["without embedding"] += int(place.isna().sum())
         one, place = one[place.notna()], place[place.notna()].astype(np.int64)
-        block = np.asarray(features[place.to_numpy()], np.float32)
-        _check_finite(block, one["tile_id"], slide_id)
         tables.append(one.assign(slide_id=slide_id, patient_id=patient_of[slide_id]))
-        blocks.append(block)
+        places.append((features, place.to_numpy()))
         children.append(usable.loc[usable["role"] == "child", ["kind", "sample_id", "tile_id", "position"]])
     if not tables or not sum(map(len, tables)):
         raise MadError("no embedded tile was found: run `mad shard` and `mad embed` first")
@@ -138,7 +136,7 @@ def assemble(
         kept = [~table["tile_id"].isin(duplicates.excluded).to_numpy() for table in tables]
         dropped["duplicate of another tile"] = sum(int((~rows).sum()) for rows in kept)
         tables = [table[rows] for table, rows in zip(tables, kept, strict=True)]
-        blocks = [block if rows.all() else block[rows] for block, rows in zip(blocks, kept, strict=True)]
+        places = [(features, place[rows]) for (features, place), rows in zip(places, kept, strict=True)]
     tiles = pd.concat(tables, ignore_index=True)
     for column in SHEET_COLUMNS:
         if column in slides:
@@ -163,7 +161,7 @@ def assemble(
     columns = ["tile_id", "slide_id", "patient_id", "magnification", "split", "label", "code", *SHEET_COLUMNS]
     return Embedded(
         tiles=tiles[[column for column in columns if column in tiles]],
-        features=_stack(blocks),
+        features=_read(tables, places),
         pairs=pairs[["kind", "parent", "child", "position"]].reset_index(drop=True),
         classes=classes,
         background=background,
@@ -173,13 +171,14 @@ def assemble(
     )
 
 
-def _check_finite(block: NDArray, tile_ids: pd.Series, slide_id: str) -> None:
+def _check_finite(block: NDArray, tiles: pd.DataFrame) -> None:
     bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
     if len(bad):
         more = f" (and of {len(bad) - 1} more)" if len(bad) > 1 else ""
+        slide, tile = tiles[["slide_id", "tile_id"]].iloc[bad[0]]
         raise MadError(
-            f"slide {slide_id}: the embedding of tile {tile_ids.iloc[bad[0]]}{more} holds NaN or infinity; delete the slide's "
-            "embeddings and run `mad embed` again"
+            f"slide {slide}: the embedding of tile {tile}{more} holds NaN or infinity; delete the slide's embeddings and run "
+            "`mad embed` again"
         )
 
 
@@ -203,15 +202,16 @@ def _check_blocks(tiles: pd.DataFrame) -> None:
         )
 
 
-def _stack(blocks: list[NDArray]) -> NDArray[np.float32]:
-    """Concatenate into one array, releasing every block once it is copied."""
-    stacked = np.empty((sum(map(len, blocks)), blocks[0].shape[1]), np.float32)
+def _read(tables: list[pd.DataFrame], places: list[tuple[NDArray, NDArray[np.int64]]]) -> NDArray[np.float32]:
+    """The rows `place` of every slide's features, below one another: read straight into the array that holds them all."""
+    features = np.empty((sum(map(len, tables)), places[0][0].shape[1]), np.float32)
     start = 0
-    for place, block in enumerate(blocks):
-        stacked[start : start + len(block)] = block
-        start += len(block)
-        blocks[place] = block[:0].copy()  # a view would keep the block
-    return stacked
+    for table, (stored, place) in zip(tables, places, strict=True):
+        block = features[start : start + len(place)]
+        block[:] = stored[place]
+        _check_finite(block, table)
+        start += len(place)
+    return features
 
 
 def plain(value: Any) -> Any:
