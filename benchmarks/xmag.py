@@ -26,7 +26,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-if "--device" in sys.argv and sys.argv[sys.argv.index("--device") + 1] == "cpu":
+if "--device cpu" in " ".join(sys.argv).replace("--device=", "--device "):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # encoders take the GPU that they see
 
 import numpy as np

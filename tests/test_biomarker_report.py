@@ -9,15 +9,18 @@ import pytest
 from fake_slides import fake_slides, slide_config
 
 from mad.config import Config
+from mad.evaluation.biomarkers import difference
 from mad.files import MadError, read_json, read_parquet, write_json
+from mad.reporting.biomarker_table import biomarker_table, tile_table
 from mad.slides.synthetic.slide import write_pyramid
 from mad.stages import biomarker_report, biomarkers
 
 AGGREGATORS = [
     {"name": "abmil-fine", "encoder": "enc", "tokens": "finest"},
     {"name": "abmil-all", "encoder": "enc", "tokens": "all"},
-    {"name": "mean", "encoder": "enc", "tokens": "all", "head": "mean"},
-    {"name": "gone", "encoder": "other"},
+    {"name": "mean", "encoder": "enc", "tokens": "all", "head": "mean", "against": "abmil-all"},
+    {"name": "gone", "encoder": "other", "against": "mean"},
+    {"name": "against-gone", "encoder": "enc", "head": "mean", "against": "gone"},
 ]
 
 
@@ -67,6 +70,54 @@ def test_the_comparison_is_paired_with_the_baseline(made: Config):
     assert half["drop"]["metrics"]["auroc"]["value"] == pytest.approx(half["metrics"]["auroc"]["value"] - whole)
 
 
+def test_a_row_is_paired_with_the_one_that_it_is_set_against(made: Config):
+    """On the same draws and at the same share; where that row is absent there is nothing to tell."""
+    folder = Path(made.results) / "biomarkers" / "fine"
+    lines = read_json(Path(made.results) / "report" / "biomarkers.json")["targets"]["fine"]["aggregators"]
+    for share in ("1", "0.5"):
+        mean, other = (
+            read_parquet(folder / f"{name}.parquet").query(f"share == {share}") for name in ("mean", "abmil-all")
+        )
+        gap = lines["mean"]["by_share"][share]["against"]
+        assert gap == difference(mean, other, ["0", "1"], resamples=200, min_patients=5, seed=made.seed)
+        low, high = gap["metrics"]["auroc"]["interval"]
+        assert low < high
+    assert lines["mean"]["against"] == "abmil-all" and lines["against-gone"]["against"] == "gone"
+    others = [
+        lines[name]["by_share"][share] for name in lines if name not in ("mean", "gone") for share in ("1", "0.5")
+    ]
+    assert len(others) == 6 and not any("against" in numbers for numbers in others)
+    table = pd.read_csv(Path(made.results) / "report" / "tables" / "biomarkers.csv").set_index("aggregator")
+    gap = lines["mean"]["by_share"]["1"]["against"]["metrics"]["auroc_pooled"]
+    line = table.loc["mean"]
+    assert line["fine against"] == "abmil-all" and table["fine against"].notna().sum() == 1
+    assert [line[f"fine auroc_pooled against{end}"] for end in ("", " low", " high")] == pytest.approx(
+        [gap["value"], *gap["interval"]]
+    )
+    tiles = pd.read_csv(Path(made.results) / "report" / "tables" / "biomarkers_tiles.csv")
+    assert tiles["fine against"].notna().tolist() == [False] * 4 + [True] * 2 + [False] * 2
+
+
+def test_without_such_rows_the_tables_have_no_such_columns(made: Config):
+    found = read_json(Path(made.results) / "report" / "biomarkers.json")
+    for table in (biomarker_table, tile_table):
+        assert "against" in table(found).frame().filter(like="against").columns[0]
+    for part in found["targets"].values():
+        for line in part["aggregators"].values():
+            for numbers in line.get("by_share", {}).values():
+                numbers.pop("against", None)
+    for table in (biomarker_table, tile_table):
+        assert table(found).frame().filter(like="against").empty
+
+
+def test_slides_without_a_value_are_told_by_their_words(made: Config):
+    found = read_json(Path(made.results) / "report" / "biomarkers.json")
+    assert [part["without_value"] for part in found["targets"].values()] == [{}, {}]
+    assert "have no value" not in biomarker_table(found).markdown()
+    found["targets"]["fine"]["without_value"] = {"": 1, "NA": 2}
+    assert "- fine: 3 slides have no value (empty: 1, NA: 2) and are left out." in biomarker_table(found).markdown()
+
+
 def test_tables_print_what_the_comparison_holds(made: Config):
     folder = Path(made.results) / "report"
     found = read_json(folder / "biomarkers.json")
@@ -83,8 +134,10 @@ def test_tables_print_what_the_comparison_holds(made: Config):
     assert "| AUROC less abmil-fine |" in text and "| gone | absent |" in text
     tiles = pd.read_csv(folder / "tables" / "biomarkers_tiles.csv")
     names = tiles["aggregator, share of finest tiles"].tolist()
-    assert names == [f"{name}, {share} %" for name in ("abmil-fine", "abmil-all", "mean") for share in (100, 50)]
-    assert tiles["fine tiles"].tolist() == [48, 24, 51, 27, 51, 27]
+    assert names == [
+        f"{name}, {share} %" for name in ("abmil-fine", "abmil-all", "mean", "against-gone") for share in (100, 50)
+    ]
+    assert tiles["fine tiles"].tolist() == [48, 24, 51, 27, 51, 27, 51, 27]
 
 
 def test_pictures_are_drawn(made: Config):

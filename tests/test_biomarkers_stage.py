@@ -1,10 +1,13 @@
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_slides import DIM, LADDER, fake_slides, slide_config
 
-from mad.config import Config
+from mad.config import Config, parse_config
+from mad.config.biomarkers import TargetConfig
 from mad.files import MadError, read_json, read_parquet, write_parquet
 from mad.stages import biomarkers, mix
 from mad.stages.slide_tokens import SlideTokens
@@ -99,6 +102,26 @@ def test_the_same_seed_gives_the_same_bytes(made: Config):
     assert contents[0] == contents[1]
 
 
+def test_what_a_row_is_set_against_changes_nothing_that_it_learns(made: Config):
+    """Neither its files nor the digest by which the workflow knows it: the key decides a column of the report alone."""
+    rows = [entry.model_dump() for entry in made.biomarkers.aggregators]
+    values = made.model_dump()
+    values["biomarkers"]["aggregators"] = [{**row, "against": "mean" if row["name"] == "mma" else None} for row in rows]
+    other, folder = parse_config(values), Path(made.results) / "biomarkers" / "fine"
+    contents = []
+    for config in (made, other):
+        biomarkers.run(config, "fine", "mma")
+        contents.append([(folder / name).read_bytes() for name in ("mma.json", "mma.parquet", "attention/mma.parquet")])
+    assert contents[0] == contents[1]
+    before, after = (config.biomarkers.aggregator("mma") for config in (made, other))
+    assert before != after and before.identity() == after.identity()
+    assert set(before.model_dump()) - set(before.identity()) == {"against"}
+    rule = (Path(__file__).parents[1] / "workflow" / "rules" / "biomarkers.smk").read_text()
+    assert (
+        "AGGREGATORS[wildcards.aggregator].identity()" in rule and "AGGREGATORS[wildcards.aggregator].model" not in rule
+    )
+
+
 def test_tokens_of_every_kind(made: Config):
     read = {e.name: SlideTokens(made, e).read("S03") for e in made.biomarkers.aggregators}
     assert {name: len(bag) for name, bag in read.items()} == {
@@ -136,6 +159,36 @@ def test_slides_without_tissue_or_value_are_left_out(tmp_path: Path):
     assert report["slides"] == 37 and report["without_tokens"] == ["S07"]
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_words_for_no_value_are_neither_classes_nor_faults(tmp_path: Path, task: str, capsys: pytest.CaptureFixture):
+    fake_slides(tmp_path)
+    cohort = read_parquet(tmp_path / "cohort" / "slides.parquet")
+    column = "fine" if task == "classification" else "level"
+    cohort[column] = cohort[column].astype("string").astype(object)
+    cells = ["NA", "n/a", "NA", " nan ", "[Not Available]", "", None, ".", "<NA>", "Unknown"]
+    cohort.loc[range(10), column] = cells
+    write_parquet(tmp_path / "cohort" / "slides.parquet", cohort.astype({column: "string"}))
+    report = _run(slide_config(tmp_path), column, "mean")
+    told = {"": 2, ".": 1, "<NA>": 1, "NA": 2, "Unknown": 1, "[Not Available]": 1, "n/a": 1, "nan": 1}
+    assert report["without_value"] == told and report["slides"] == 30
+    assert report["classes"] == (["0", "1"] if task == "classification" else None)
+    said = f"10 slides have no value of {column} and are left out: 2 empty, 1 '.', 1 '<NA>', 2 'NA', 1 'Unknown'"
+    assert said in capsys.readouterr().err
+
+
+def test_none_and_minus_are_classes(tmp_path: Path):
+    """As in a score of plaques (none, sparse, moderate, frequent) and a stain (-, +)."""
+    table = pd.DataFrame({"slide_id": list("abcd"), "score": ["none", "sparse", "-", "+"]})
+    slides, task, without_value = biomarkers.read_target(table, TargetConfig(name="t", column="score"))
+    assert len(slides) == 4 and task.classes == ["+", "-", "none", "sparse"] and without_value == {}
+
+
+def test_the_reference_lists_the_words_for_no_value() -> None:
+    meaning = TargetConfig.model_fields["column"].description or ""
+    listed = {word.casefold() for word in re.findall(r"`([^`]+)`", meaning.partition(")")[0])}
+    assert listed == biomarkers.MISSING - {""}
+
+
 def test_faults_are_named(made: Config, tmp_path: Path):
     def changed(**target: str) -> Config:
         return slide_config(Path(made.results), biomarkers={"targets": [{"name": "t", **target}]})
@@ -169,6 +222,14 @@ def test_an_absent_encoder_is_told(tmp_path: Path):
         ({"aggregators": [{"name": "a", "mixer": "mixer", "encoder": "enc"}]}, "either `encoder` or `mixer`"),
         ({"aggregators": [{"name": "a", "encoder": "enc", "tokens": "region"}]}, "only a mixer has region tokens"),
         ({"baseline": "x"}, "baseline 'x' is none of the aggregators"),
+        (
+            {"aggregators": [{"name": "a", "encoder": "enc", "against": "b"}]},
+            r"'a' is set against 'b', .* other aggregators \[\]",
+        ),
+        (
+            {"aggregators": [{"name": "a", "encoder": "enc", "against": "a"}]},
+            "'a' is set against 'a', which is none of the other",
+        ),
         ({"folds": 4}, "folds"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from fake_slides import DIM, fake_slides, slide_config
 from safetensors.torch import load_file
 
-from mad.config import Config
+from mad.config import Config, parse_config
 from mad.files import MadError, read_json, read_parquet, write_json
 from mad.models.mil import GatedAttention
 from mad.models.mixer import load_mixer, save_mixer
@@ -108,6 +108,19 @@ def test_each_fold_mixes_anew_what_is_left_with_its_own_mixer(made: Path, monkey
         scaled = (torch.from_numpy(tiles) - tensors["mean"][slide.scale]) / tensors["std"][slide.scale]
         seen.append(abs(float(model(scaled)[0].softmax(-1)[1].detach()) - line.score_1))
     assert len(seen) == 4 and max(seen) < 1e-5
+
+
+def test_a_fold_is_kept_when_only_what_the_row_is_set_against_changes(made: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(end_to_end.EndToEnd, "forget", lambda self: None)
+    config = configure(made)
+    whole = run(config)
+    values = config.model_dump()
+    values["biomarkers"]["aggregators"] = [
+        row | {"against": "mma" if row["name"] == "tuned-all" else None} for row in values["biomarkers"]["aggregators"]
+    ]
+    monkeypatch.setattr(end_to_end, "fit_finetuned", None)  # nothing is trained
+    again = run(parse_config(values))
+    assert again[0] == whole[0] and again[1].equals(whole[1])
 
 
 def test_an_interrupted_job_goes_on_with_its_fold(made: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,6 +15,7 @@ from pipeline import configure, run_all
 from mad.config import Config, parse_config
 from mad.files import MadError, read_json, sha256_file, write_json
 from mad.models.mixer import load_mixer
+from mad.slides.sheet import write_sheet
 from mad.stages import embed, mix
 from mad.tiles.pyramid import parse_tile_id
 from mad.training import mixing
@@ -144,6 +145,24 @@ def test_only_patients_who_train_teach(finished: Config, tmp_path: Path) -> None
     disturb("A")
     mix.run(config, "mma")
     assert weights(config) != first
+    (archived,) = (folder_of(config) / "archive").iterdir()
+    assert sha256_file(archived / "mixer" / "model.safetensors") == first
+
+
+def test_patients_who_change_sides_train_it_anew(finished: Config, tmp_path: Path) -> None:
+    """Two of them swap train and val: the same slides and embeddings, another run."""
+    shutil.copytree(Path(finished.results).parent, tmp_path / "copy")
+    sheet = tmp_path / "copy" / "slides.tsv"
+    swapped = SLIDES | {"A": SLIDES["D"], "D": SLIDES["A"]}
+    write_sheet(sheet, [{"slide_id": s, "path": f"{s}.tiff", "patient_id": s, "split": p} for s, p in swapped.items()])
+    value = finished.model_dump() | {"results": str(tmp_path / "copy" / "results")}
+    config = parse_config(value | {"cohort": {"sheet": str(sheet)}})
+    first = weights(config)
+    mix.run(config, "mma")
+    assert weights(config) != first
+    fresh = fake_regions(tmp_path / "fresh", swapped)
+    mix.run(fresh, "mma")
+    assert weights(config) == weights(fresh)
     (archived,) = (folder_of(config) / "archive").iterdir()
     assert sha256_file(archived / "mixer" / "model.safetensors") == first
 

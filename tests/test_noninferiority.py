@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import patient_draws
 from mad.evaluation.data import Embedded, NotApplicableError
 from mad.evaluation.noninferiority import accuracies, coarse_fields, evaluate_noninferiority, fine_fields, verdict
-from mad.files import MadError, read_json
+from mad.files import MadError, read_json, write_json
 from mad.reporting.noninferiority import noninferiority_table
 from mad.stages import evaluate
 from mad.stages.report import read_reports
@@ -90,6 +92,25 @@ def test_weights_of_one_give_the_accuracies():
     assert found["student"].tolist() == [0.5, 0.75] and found["difference"].tolist() == [-0.25, 0.25]
 
 
+def test_the_difference_to_another_student_is_paired():
+    """Two that see the same but for a little noise: same fields, same draws, an interval narrower than either's own; and it leaves
+    the numbers of the test itself as they were."""
+    whole, reference = embedded((0.7, 0.1), fields=30), embedded((0.1, 0.4), fields=30)
+    jitter = np.random.default_rng(1).normal(0, 0.05, whole.features.shape).astype(np.float32)
+    ablation = replace(whole, features=whole.features + jitter)
+    found = evaluate_noninferiority(ablation, reference, CONFIG, seed=4, against=whole)
+    alone, other = (evaluate_noninferiority(data, reference, CONFIG, seed=4) for data in (ablation, whole))
+    assert found["against"] == other["student"]
+    assert found["less_against"] == pytest.approx(alone["student"]["accuracy"] - other["student"]["accuracy"])
+    low, high = found["bootstrap"]["intervals"]["less_against"]
+    own = alone["bootstrap"]["intervals"]["student"]
+    assert low <= found["less_against"] <= high and 0 < high - low < 0.5 * (own[1] - own[0])
+    for key in ("student", "reference", "difference", "verdict", "counts"):
+        assert found[key] == alone[key]
+    assert found["bootstrap"]["intervals"]["difference"] == alone["bootstrap"]["intervals"]["difference"]
+    assert "less_against" not in alone and "against" not in alone["rules"]
+
+
 @pytest.mark.parametrize(
     "interval, expected",
     [
@@ -129,5 +150,32 @@ def test_the_stage_writes_it_and_the_table_prints_it(tmp_path):
     text = table.markdown()
     assert f"{100 * report['student']['accuracy']:.1f}" in text and "third is absent" in text
     assert "Non-inferior, margin 1 points" in text and "Accuracy at 10x" in text and "Reference: mad." in text
+    assert "less_against" not in report and "less mad" not in text
     with pytest.raises(MadError, match="evaluate.reference names 'nobody'"):
         fake_config(tmp_path, ["mad"], evaluate={"reference": "nobody"})
+
+
+def test_the_stage_sets_every_encoder_against_one(tmp_path):
+    fake_results(tmp_path, {"teacher": 1.0, "whole": 1.0, "part": 3.0}, columns=2, noise=3)
+    changes = {"evaluate": {"reference": "teacher", "against": "whole", "runs": 1, "segmentation_num_slides": 0}}
+    names = ["teacher", "whole", "part", "gone"]
+    config = fake_config(tmp_path, names, **changes)
+    for name in ("whole", "part"):
+        evaluate.run(config, name)
+    reports = read_reports(tmp_path, ["whole", "part"])
+    whole, part = (reports[name]["noninferiority"] for name in ("whole", "part"))
+    assert part["against_encoder"] == "whole" and part["against"] == whole["student"]
+    assert part["less_against"] == part["student"]["accuracy"] - whole["student"]["accuracy"]
+    assert "less_against" not in whole
+    table = noninferiority_table(["whole", "part"], reports)
+    assert "| less whole at 10x (points) |" in table.markdown() and "against: accuracy less that of" in table.markdown()
+    assert table.frame()["less_against"].tolist()[1] == pytest.approx(100 * part["less_against"])
+    (tmp_path / "embed" / "gone").mkdir()
+    write_json(tmp_path / "embed" / "gone" / "audit.json", {"status": "absent", "reason": "gated"})
+    changes["evaluate"]["against"] = "gone"
+    evaluate.run(fake_config(tmp_path, names, **changes), "part")
+    alone = read_json(tmp_path / "evaluate" / "part" / "noninferiority.json")
+    assert "against_encoder" not in alone and alone["difference"] == part["difference"]
+    for wrong, said in (("nobody", "evaluate.against names 'nobody'"), ("whole", "evaluate.against: without effect")):
+        with pytest.raises(MadError, match=said):
+            fake_config(tmp_path, names, evaluate={"against": wrong})

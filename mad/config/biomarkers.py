@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,7 +24,9 @@ class TargetConfig(Section):
     name: str = Field(pattern=SLUG)
     """Folder under `results/biomarkers/` and part of every table."""
     column: str
-    """Column of the cohort sheet; slides without a value are left out."""
+    """Column of the cohort sheet. Slides without a value are left out: cells that are empty or say so (`NA`, `n/a`, `#N/A`, `NaN`,
+    `null`, `unknown`, `missing`, `not available`, `not applicable`, `not reported`, `.`, `?`, in any case, in brackets or not).
+    `none` and `-` are classes."""
     task: Literal["classification", "regression"] = "classification"
     """`classification`: every different value is a class. `regression`: numbers."""
 
@@ -83,6 +85,9 @@ class AggregatorConfig(Section):
     head: Literal["attention", "mean"] = "attention"
     """`attention`: gated attention pooling (Ilse et al. 2018). `mean`: the mean of the tokens, then logistic or ridge
     regression."""
+    against: str | None = None
+    """The aggregator that is this one's own control, as an untrained mixer is of a trained one: the tables then have the paired
+    difference to it, beside that to the baseline. It decides nothing of the training."""
     finetune: FinetuneConfig | None = None
     """Given, even as `{}`: the encoder or mixer learns with the head, fold by fold; an encoder from tiles read from the slides, a
     mixer from the tiles' embeddings. What it told before only standardises the tokens then. For encoders of `run:`, `random:`,
@@ -100,6 +105,10 @@ class AggregatorConfig(Section):
                 "hands it no gradient"
             )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its heads and predictions, as JSON values: all but what it is compared with."""
+        return self.model_dump(mode="json", exclude={"against"})
 
 
 class BiomarkersConfig(Section):
@@ -139,7 +148,7 @@ class BiomarkersConfig(Section):
     tile_shares: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.7, 0.5, 0.3, 0.1]
     """Shares of a test slide's finest tiles that are kept, for the curve of tile count against accuracy; 1 is always there."""
     map_slides: int = Field(1, ge=0)
-    """Slides per target and aggregator whose attention is drawn."""
+    """Slides per aggregator whose attention is drawn, all of `map_target`."""
     map_target: str | None = None
     """The target whose attention is drawn; not given: the first one."""
 
@@ -158,6 +167,12 @@ class BiomarkersConfig(Section):
             raise ValueError("targets and aggregators belong together: give both or neither")
         if self.baseline is not None and self.baseline not in aggregators:
             raise ValueError(f"baseline {self.baseline!r} is none of the aggregators {aggregators}")
+        for entry in self.aggregators:
+            if entry.against is not None and entry.against not in set(aggregators) - {entry.name}:
+                raise ValueError(
+                    f"{entry.name!r} is set against {entry.against!r}, which is none of the other aggregators "
+                    f"{[name for name in aggregators if name != entry.name]}"
+                )
         if self.map_target is not None and self.map_target not in targets:
             raise ValueError(f"map_target {self.map_target!r} is none of the targets {targets}")
         return self

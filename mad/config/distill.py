@@ -109,14 +109,17 @@ def check_method(run: RunConfig) -> None:
 
 
 def check_teachers(config: Config) -> None:
-    """Fail where a run's teacher, or the reference of the test for non-inferiority, is no encoder, or the run its own teacher.
+    """Fail where a run's teacher, or what the test for non-inferiority compares with, is no encoder, or the run its own teacher.
 
     Raises:
         ValueError: names the key.
     """
     specs = {encoder.name: encoder.spec for encoder in config.encoders}
-    if config.evaluate.reference not in (None, *specs):
-        raise ValueError(f"evaluate.reference names {config.evaluate.reference!r}; encoders has {sorted(specs)}")
+    for key in ("reference", "against"):
+        if (name := getattr(config.evaluate, key)) not in (None, *specs):
+            raise ValueError(f"evaluate.{key} names {name!r}; encoders has {sorted(specs)}")
+    if config.evaluate.against and not config.evaluate.reference:
+        raise ValueError("evaluate.against: without effect; the table that it is for needs evaluate.reference")
     for run in config.runs:
         if run.distill is None:
             continue

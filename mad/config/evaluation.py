@@ -44,6 +44,9 @@ class EvaluationConfig(Section):
     reference: str | None = None
     """The entry of `encoders:` whose embeddings at the fine magnification of `transition` every encoder's at the coarse one are
     tested against for non-inferiority: a student's teacher. Not given: no such test."""
+    against: str | None = None
+    """Beside `reference`: the entry of `encoders:` whose accuracy at the coarse magnification every other one's is set against too,
+    a student that the others are ablations of. Not given: none."""
     margin: float = Field(0.01, gt=0, lt=1)
     """Non-inferiority: the loss of accuracy that is still accepted."""
     figure_parents: int = Field(150, ge=1)

@@ -7,6 +7,7 @@ fitted on the fields of the training patients. With the reference's and the stud
     difference = (right answers of the student - right answers of the reference) / fields
 
 and its 95 % interval from resampled patients: "yes" where it lies above -margin, "no" where it lies below, else "undecided".
+Where it is set against another student (an ablation against the whole), the difference to that one is of the same draws.
 """
 
 from __future__ import annotations
@@ -28,23 +29,44 @@ RULES = {
     "reference": "mean of the reference's embeddings of the tile's children",
     "probe": "logistic regression on embeddings standardised by the training fields, full batch, L2 strength by validation fields",
     "difference": "accuracy of the student less that of the reference on the test fields; 95 % interval over patients",
+    "against": "accuracy less that of another encoder at the coarse magnification, on the same fields and draws; trainings are not "
+    "resampled",
     "verdict": "yes: the interval lies above -margin; no: below; undecided: neither, or no interval",
 }
 
+DIFFERENCES = {"difference": "reference", "less_against": "against"}
+"""The student's, by the side that it is less."""
+
 
 def evaluate_noninferiority(
-    student: Embedded, reference: Embedded, config: EvaluationConfig, *, seed: int, device: str = "cpu"
+    student: Embedded,
+    reference: Embedded,
+    config: EvaluationConfig,
+    *,
+    seed: int,
+    device: str = "cpu",
+    against: Embedded | None = None,
 ) -> dict[str, Any]:
-    """Accuracies on the test fields that both have, their difference with its interval, and the verdict.
+    """Accuracies on the test fields that all have, the difference with its interval, and the verdict.
+
+    Args:
+        student: is asked about.
+        reference: at the fine magnification.
+        config: transition, margin, probe and bootstrap.
+        seed: of the resampling.
+        device: of the probes.
+        against: another encoder at the coarse magnification; the student's difference to it is `less_against`.
 
     Raises:
-        NotApplicableError: no training or no test field that both encoders have.
+        NotApplicableError: no training or no test field that the encoders share.
     """
     sides = {
         "student": coarse_fields(student, config.transition),
         "reference": fine_fields(reference, config.transition),
     }
-    shared = sorted(set(sides["student"][0]) & set(sides["reference"][0]))
+    if against is not None:
+        sides["against"] = coarse_fields(against, config.transition)
+    shared = sorted(set.intersection(*(set(names) for names, _ in sides.values())))
     tiles = student.tiles.set_index("tile_id").loc[shared]
     splits, codes = tiles["split"].to_numpy(str), tiles["code"].to_numpy(np.int64)
     train, val, test = (np.flatnonzero(splits == split) for split in ("train", "val", "test"))
@@ -68,11 +90,16 @@ def evaluate_noninferiority(
         len(patients), resamples=config.bootstrap_resamples, min_patients=config.min_patients, seed=seed,
     )  # fmt: skip
     intervals = boot["intervals"] or {}
-    difference = report["student"]["accuracy"] - report["reference"]["accuracy"]
+    differences = {
+        name: report["student"]["accuracy"] - report[other]["accuracy"]
+        for name, other in DIFFERENCES.items()
+        if other in report
+    }
+    rules = {name: rule for name, rule in RULES.items() if name != "against" or against is not None}
     return plain(
         {
-            "rules": RULES, "transition": kind_of(*config.transition), "margin": config.margin, **report,
-            "difference": difference, "verdict": verdict(intervals.get("difference"), config.margin), "bootstrap": boot,
+            "rules": rules, "transition": kind_of(*config.transition), "margin": config.margin, **report,
+            **differences, "verdict": verdict(intervals.get("difference"), config.margin), "bootstrap": boot,
             "counts": {split: class_counts(codes[splits == split], student.classes) for split in ("train", "val", "test")},
             "patients": {"test": len(patients)},
         }
@@ -80,9 +107,9 @@ def evaluate_noninferiority(
 
 
 def accuracies(sums: dict[str, NDArray], fields: NDArray, weights: Floats) -> dict[str, Floats]:
-    """Accuracy of both sides and their difference [r] under weights of the patients [r, P], from sums per patient [P]."""
+    """Accuracy of each side and the student's differences [r] under weights of the patients [r, P], from sums per patient [P]."""
     found = {side: ratio(weights @ right, weights @ fields) for side, right in sums.items()}
-    return {**found, "difference": found["student"] - found["reference"]}
+    return found | {name: found["student"] - found[other] for name, other in DIFFERENCES.items() if other in found}
 
 
 def verdict(interval: list[float] | None, margin: float) -> str:

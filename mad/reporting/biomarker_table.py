@@ -33,6 +33,12 @@ def biomarker_table(found: dict[str, Any]) -> Table:
                 columns.append(
                     Column(key=f"{target} {metric} gap", header=f"{NAMES[metric]} less {baseline}", digits=3)
                 )
+        if _sets_against(part):
+            columns.append(Column(key=f"{target} against", header="Against"))
+            columns += [
+                Column(key=f"{target} {metric} against", header=f"{NAMES[metric]} less that row", digits=3)
+                for metric in metrics
+            ]
         blocks.append(Block(title=_title(target, part), columns=columns))
         for name, line in part["aggregators"].items():
             row = cells.setdefault(name, {})
@@ -45,8 +51,11 @@ def biomarker_table(found: dict[str, Any]) -> Table:
             row[f"{target} folds"] = Cell(value=folds["mean"], std=folds["std"])
             for metric in metrics:
                 row[f"{target} {metric}"] = _cell(whole["metrics"][metric])
-                if gap := whole.get("difference"):
-                    row[f"{target} {metric} gap"] = _cell(gap["metrics"][metric])
+                for key, gap in (("gap", whole.get("difference")), ("against", whole.get("against"))):
+                    if gap:
+                        row[f"{target} {metric} {key}"] = _cell(gap["metrics"][metric])
+            if "against" in whole:
+                row[f"{target} against"] = Cell(value=line["against"])
     absent = {
         name: line["absent"]
         for part in found["targets"].values()
@@ -72,6 +81,8 @@ def tile_table(found: dict[str, Any]) -> Table:
         ]
         if baseline is not None:
             headers.append(Column(key=f"{target} gap", header=f"less {baseline}, all tiles", digits=3))
+        if _sets_against(part):
+            headers.append(Column(key=f"{target} against", header="less the row it is against, same share", digits=3))
         blocks.append(Block(title=_title(target, part), columns=headers))
         for name, line in part["aggregators"].items():
             by_share = line.get("by_share", {})
@@ -80,8 +91,8 @@ def tile_table(found: dict[str, Any]) -> Table:
                 row = cells.setdefault(f"{name}, {100 * float(share):g} %", {})
                 row[f"{target} tiles"] = Cell(value=numbers["tiles"])
                 row[f"{target} {metric}"] = _cell(numbers["metrics"][metric])
-                for key, gap in (("drop", numbers.get("drop")), ("gap", numbers.get("difference"))):
-                    if gap:
+                for key, name_in_json in (("drop", "drop"), ("gap", "difference"), ("against", "against")):
+                    if gap := numbers.get(name_in_json):
                         row[f"{target} {key}"] = _cell(gap["metrics"][metric])
     rules = _rules(found)
     notes = [f"{name}: {rules[name]}." for name in ("shares", "interval") if name in rules]
@@ -93,6 +104,11 @@ def tile_table(found: dict[str, Any]) -> Table:
 
 def _metrics(part: dict[str, Any]) -> list[str]:
     return ["auroc", "auroc_pooled"] if part["task"] == "classification" else ["r2", "spearman"]
+
+
+def _sets_against(part: dict[str, Any]) -> bool:
+    """Whether a row is compared with another one than the baseline."""
+    return any("against" in line.get("by_share", {}).get("1", {}) for line in part["aggregators"].values())
 
 
 def _title(target: str, part: dict[str, Any]) -> str:
@@ -133,6 +149,10 @@ def _notes(found: dict[str, Any]) -> list[str]:
     notes.append("AUROC, folds: mean ± standard deviation over the single folds' own.")
     rules = _rules(found)
     notes += [f"{name}: {rule}." for name, rule in rules.items() if name not in ("shares", "interval")]
+    for target, part in found["targets"].items():
+        if words := part["without_value"]:
+            told = ", ".join(f"{word or 'empty'}: {count}" for word, count in words.items())
+            notes.append(f"{target}: {sum(words.values())} slides have no value ({told}) and are left out.")
     left_out = {
         name: line["without_tokens"]
         for part in parts

@@ -7,7 +7,7 @@ from mad.reporting.table import Block, Cell, Column, Row, Table
 
 
 def noninferiority_table(encoders: list[str], reports: Reports) -> Table:
-    """One row per encoder: both accuracies, their difference with its interval, and the verdict."""
+    """One row per encoder: both accuracies, the differences with their intervals, and the verdict."""
     rows, done = [], []
     for encoder in encoders:
         report, reason = find_report(reports, encoder, "noninferiority")
@@ -15,8 +15,10 @@ def noninferiority_table(encoders: list[str], reports: Reports) -> Table:
         if report:
             done.append(report)
             intervals = report["bootstrap"]["intervals"] or {}
-            for key in ("student", "reference", "difference"):
-                value = report[key] if key == "difference" else report[key]["accuracy"]
+            for key in ("student", "reference", "difference", "less_against"):
+                if key not in report:
+                    continue
+                value = report[key]["accuracy"] if key in ("student", "reference") else report[key]
                 low_high = intervals.get(key)
                 cells[key] = Cell(
                     value=100 * value, interval=(100 * low_high[0], 100 * low_high[1]) if low_high else None
@@ -33,13 +35,16 @@ def noninferiority_table(encoders: list[str], reports: Reports) -> Table:
             f"Reference: {first['reference_encoder']}. {fields} test fields of {first['patients']['test']} patients."
         ]
         notes += [f"No intervals: {first['bootstrap']['reason']}."] if first["bootstrap"]["intervals"] is None else []
-        notes += [f"{name}: {rule}." for name, rule in first["rules"].items()]
+        rules = {name: rule for report in done for name, rule in report["rules"].items()}
+        notes += [f"{name}: {rule}." for name, rule in rules.items()]
     columns = [
         Column(key="student", header=f"Accuracy at {coarse} (%)", digits=1, best="max"),
         Column(key="reference", header=f"Reference at {fine} (%)", digits=1),
         Column(key="difference", header="Difference (points)", digits=1, best="max"),
         Column(key="verdict", header=f"Non-inferior, margin {margin}"),
     ]
+    if others := [report["against_encoder"] for report in done if "less_against" in report]:
+        columns.insert(3, Column(key="less_against", header=f"less {others[0]} at {coarse} (points)", digits=1))
     return Table(
         name="noninferiority", title=f"Non-inferiority: an encoder at {coarse} against the reference at {fine}",
         blocks=[Block(title="Class of the field", columns=columns)], rows=rows, notes=notes,

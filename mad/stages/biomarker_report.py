@@ -58,7 +58,7 @@ def run(config: Config) -> None:
 
 def compare(config: Config, target: str) -> dict[str, Any]:
     """One target by every aggregator: their numbers, and at each share of tiles the differences to the baseline with all tiles
-    (`difference`) and to themselves with all tiles (`drop`)."""
+    (`difference`), to themselves with all tiles (`drop`), and to what they are set against with the same share (`against`)."""
     settings, folder = config.biomarkers, Path(config.results) / "biomarkers" / target
     reports: dict[str, dict[str, Any]] = {}
     tables: dict[str, dict[str, pd.DataFrame]] = {}
@@ -83,17 +83,20 @@ def compare(config: Config, target: str) -> dict[str, Any]:
         if name not in tables:
             lines[name] = {"absent": report["reason"]}
             continue
-        by_share = report["by_share"]
+        by_share, against = report["by_share"], settings.aggregator(name).against
         for share, part in by_share.items():
             if baseline in tables and (name, share) != (baseline, "1"):
                 part["difference"] = difference(tables[name][share], tables[baseline]["1"], classes, **options)
             if share != "1":
                 part["drop"] = difference(tables[name][share], tables[name]["1"], classes, **options)
+            if against in tables and share in tables[against]:
+                part["against"] = difference(tables[name][share], tables[against][share], classes, **options)
         lines[name] = {key: report[key] for key in ("slides", "patients", "without_tokens", "by_share")}
+        lines[name]["against"] = against
     task = settings.target(target).task
     return {
         "task": task, "column": settings.target(target).column, "metric": MAIN[task], "classes": classes,
-        "class_slides": first.get("class_slides"), "aggregators": lines,
+        "class_slides": first.get("class_slides"), "without_value": first.get("without_value"), "aggregators": lines,
         "rules": {key: rule for name in tables for key, rule in reports[name]["rules"].items()},
     }  # fmt: skip
 

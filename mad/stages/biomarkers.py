@@ -26,6 +26,11 @@ from mad.stages.end_to_end import EndToEnd
 from mad.stages.evaluate import choose_device
 from mad.stages.slide_tokens import SlideTokens
 
+MISSING = {
+    "", ".", "?", "na", "n/a", "#n/a", "nan", "null", "unknown", "missing", "not available", "not applicable", "not reported",
+}  # fmt: skip
+"""What a cell says that has no value, casefolded and out of brackets ("[Not Available]", "<NA>"). Not "none" and "-", which are
+classes: no plaques, a negative stain."""
 RULES = {
     "folds": "patients, grouped and stratified, dealt by a hash of (seed, patient); one training patient in k validates",
     "auroc": "pairs of slides that one head has tested, ties one half, all folds and repeats together; several classes: each "
@@ -53,17 +58,20 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
     device = choose_device(config.evaluate.device)
     tokens = SlideTokens(config, entry, device)
     source = tokens.source()
-    entries = {"target": target.model_dump(), "aggregator": entry.model_dump()}
+    entries = {"target": target.model_dump(), "aggregator": entry.identity()}
     if source.get("status") == "absent":
         write_json(folder / f"{entry.name}.json", {"status": "absent", "reason": source["reason"], **entries})
         return
-    slides, task = read_target(read_parquet(Path(config.results) / "cohort" / "slides.parquet"), target)
+    slides, task, without_value = read_target(read_parquet(Path(config.results) / "cohort" / "slides.parquet"), target)
     patient_of = dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
     splits = target_folds(config, target, slides)
     bags = {slide: tokens.read(slide) for slide in patient_of}
     empty = sorted(slide for slide, bag in bags.items() if not len(bag))
     bags = {slide: bag for slide, bag in bags.items() if len(bag)}
     what = f"biomarkers {target.name} {entry.name}"
+    if without_value:
+        told = ", ".join(f"{count} {word!r}" if word else f"{count} empty" for word, count in without_value.items())
+        log(f"{what}: {sum(without_value.values())} slides have no value of {target.column} and are left out: {told}")
     if empty:
         log(f"{what}: {len(empty)} slides have no {entry.tokens} token and are left out: {', '.join(empty[:5])}")
     tuning = None
@@ -91,6 +99,7 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
         "status": "ok", **entries, "rules": rules, "classes": task.classes, "seed": config.seed, "bootstrap": boot,
         "folds": settings.folds, "repeats": settings.repeats,
         "slides": len(bags), "patients": len({patient_of[slide] for slide in bags}), "without_tokens": empty,
+        "without_value": without_value,
         "class_slides": count_classes(task, list(bags)),
         "source": {key: source[key] for key in ("weights_sha256", "sha256", "encoder", "steps") if key in source},
         "heads": [{"repeat": s.repeat, "fold": s.fold, "fit": len(s.fit), "val": len(s.val), **h.facts} for s, h in heads],
@@ -101,8 +110,8 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
         tuning.forget()
 
 
-def read_target(cohort: pd.DataFrame, target: TargetConfig) -> tuple[pd.DataFrame, Task]:
-    """The slides that have a value of the target, and their truth.
+def read_target(cohort: pd.DataFrame, target: TargetConfig) -> tuple[pd.DataFrame, Task, dict[str, int]]:
+    """The slides that have a value of the target, their truth, and how many have none, by what their cells say (`MISSING`).
 
     Raises:
         MadError: the sheet lacks the column, or a regression's value is no number.
@@ -112,14 +121,15 @@ def read_target(cohort: pd.DataFrame, target: TargetConfig) -> tuple[pd.DataFram
         raise MadError(
             f"biomarkers.targets: {target.name!r} wants column {target.column!r}; the cohort sheet has {known}"
         )
-    text = cohort[target.column].astype("string").str.strip()
-    slides = cohort[text.notna() & (text != "")].assign(value=text)
+    text = cohort[target.column].astype("string").fillna("").str.strip()
+    missing = text.str.strip("[]<>").str.strip().str.casefold().isin(MISSING)
+    without_value = {str(word): int(count) for word, count in text[missing].value_counts().sort_index().items()}
+    slides = cohort[~missing].assign(value=text)
     if target.task == "classification":
         classes = sorted(slides["value"].unique(), key=_natural)
         codes = {name: float(code) for code, name in enumerate(classes)}
-        return slides, Task(
-            truth=dict(zip(slides["slide_id"], slides["value"].map(codes), strict=True)), classes=classes
-        )
+        truth = dict(zip(slides["slide_id"], slides["value"].map(codes), strict=True))
+        return slides, Task(truth=truth, classes=classes), without_value
     numbers = pd.to_numeric(slides["value"], errors="coerce")
     if (bad := ~np.isfinite(numbers.to_numpy(np.float64))).any():
         first = slides[bad].iloc[0]
@@ -127,7 +137,8 @@ def read_target(cohort: pd.DataFrame, target: TargetConfig) -> tuple[pd.DataFram
             f"biomarkers.targets: {target.name!r} is a regression, but {target.column} of slide {first['slide_id']} is "
             f"{first['value']!r}; write a number or leave the cell empty"
         )
-    return slides, Task(truth=dict(zip(slides["slide_id"], numbers.astype(float), strict=True)), classes=None)
+    truth = dict(zip(slides["slide_id"], numbers.astype(float), strict=True))
+    return slides, Task(truth=truth, classes=None), without_value
 
 
 def target_folds(config: Config, target: TargetConfig, slides: pd.DataFrame) -> list[Split]:

@@ -89,7 +89,7 @@ def run(config: Config, encoder: str) -> None:
     save("sites", lambda: evaluate_sites(data, config.evaluate, seed=config.seed, device=device))
     save("segmentation", lambda: _segmentation(config, encoder, probes, folder / "segmentation.parquet", device))
     if config.evaluate.reference:
-        save("noninferiority", lambda: _noninferiority(config, data, device))
+        save("noninferiority", lambda: _noninferiority(config, encoder, data, device))
     if not (folder / "pca.parquet").exists():
         write_parquet(folder / "pca.parquet", _no_coordinates())
     _write_sums(folder, sums)
@@ -110,19 +110,23 @@ def _tell_duplicates(encoder: str, data: Embedded) -> None:
         log(f"evaluate {encoder}: and {len(found.slides) - SHOWN} more pairs of slides")
 
 
-def _noninferiority(config: Config, data: Embedded, device: str) -> dict[str, Any]:
-    """An encoder against the reference that `evaluate.reference` names."""
+def _noninferiority(config: Config, encoder: str, data: Embedded, device: str) -> dict[str, Any]:
+    """An encoder against the reference that `evaluate.reference` names, and the one that `evaluate.against` does."""
     from mad.evaluation.data import NotApplicableError
     from mad.evaluation.noninferiority import evaluate_noninferiority
     from mad.tiles.embeddings import read_audit
 
-    name = config.evaluate.reference or ""
-    audit = read_audit(Path(config.results) / "embed" / name)
-    if audit.get("status") == "absent":
-        raise NotApplicableError(f"the reference {name} is absent: {audit['reason']}")
-    told = {"reference_encoder": name, "reference_weights_sha256": audit.get("weights_sha256")}
-    found = evaluate_noninferiority(data, load(config, name), config.evaluate, seed=config.seed, device=device)
-    return told | found
+    told: dict[str, Any] = {}
+    sides: dict[str, Embedded] = {}
+    for role, name in (("reference", config.evaluate.reference), ("against", config.evaluate.against)):
+        if name and (role, name) != ("against", encoder):
+            audit = read_audit(Path(config.results) / "embed" / name)
+            if audit.get("status") != "absent":
+                sides[role] = load(config, name)
+                told |= {f"{role}_encoder": name, f"{role}_weights_sha256": audit.get("weights_sha256")}
+            elif role == "reference":
+                raise NotApplicableError(f"the reference {name} is absent: {audit['reason']}")
+    return told | evaluate_noninferiority(data, **sides, config=config.evaluate, seed=config.seed, device=device)
 
 
 def _write_absent(config: Config, encoder: str, audit: dict[str, Any]) -> None:

@@ -68,9 +68,9 @@ def run(config: Config, name: str) -> None:
     splits: dict[str, Split] = {"train": [], "val": [], "test": []}
     for row in rows:
         splits[str(row.split)] += [(slides[row.slide_id], number) for number in range(len(slides[row.slide_id]))]
-    learned = [slides[row.slide_id] for row in rows if row.split in ("train", "val")]
+    learned = [[row.split, row.slide_id, slides[row.slide_id].key] for row in rows if row.split in ("train", "val")]
     recipe = freeze_mixer(config, entry)
-    identity = {"recipe_digest": digest(recipe), "data_digest": digest([[s.slide_id, s.key] for s in learned])}
+    identity = {"recipe_digest": digest(recipe), "data_digest": digest(learned)}
     try:
         mixer, provenance = _trained(entry, folder, recipe, identity, splits)
     except Interrupted as stop:

@@ -25,9 +25,7 @@ rule biomarkers_aggregator:
         target=lambda wildcards: digest(
             TARGETS[wildcards.target].model_dump(mode="json")
         ),
-        entry=lambda wildcards: digest(
-            AGGREGATORS[wildcards.aggregator].model_dump(mode="json")
-        ),
+        entry=lambda wildcards: digest(AGGREGATORS[wildcards.aggregator].identity()),
         settings=section(
             "biomarkers",
             exclude={"targets", "aggregators", "baseline", "map_slides", "map_target"},

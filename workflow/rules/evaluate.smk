@@ -1,10 +1,9 @@
 rule evaluate_encoder:
     input:
         embeddings=f"{RESULTS}/embed/{{encoder}}/audit.json",
-        reference=(
-            results("embed/{encoder}/audit.json", encoder=[CFG.evaluate.reference])
-            if CFG.evaluate.reference
-            else []
+        compared=results(
+            "embed/{encoder}/audit.json",
+            encoder=filter(None, (CFG.evaluate.reference, CFG.evaluate.against)),
         ),
         cohort=f"{RESULTS}/cohort/slides.parquet",
         tiles=results("tile/{slide}.parquet", slide=SLIDES),
