@@ -186,7 +186,7 @@ def test_intervals_are_printed_for_everything_but_what_cannot_have_one(tmp_path:
 
 
 def test_figures_are_drawn_even_without_the_slide(whole: Path) -> None:
-    for name in ("figure3_pca.png", "figure4_segmentation.png", "scale_matrix.png"):
+    for name in ("figure3_pca.png", "figure4_segmentation.png", "scale_matrix.png", "confusion.png"):
         assert (whole / "report" / "figures" / name).stat().st_size > 20_000
 
 

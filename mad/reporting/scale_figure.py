@@ -10,17 +10,13 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
 from mad.files import Pathlike
 from mad.reporting.figures import STYLE, save, save_message
 from mad.reporting.from_json import Reports, first_report, lookup, magnification
+from mad.reporting.heat_map import LABEL_PT, TICK_PT, TITLE_PT, Floats, draw_heat_map
 
-Floats = NDArray[np.float64]
-COLOURS = "viridis"  # perceptually uniform, read by the colour-blind too, and its lightness rises in grey print
-NONE = "#e6e6e6"
 PANEL_IN = 2.15  # three and the colour bar make the width of a printed page
-CELL_PT, TICK_PT, LABEL_PT, TITLE_PT = 7.5, 7.5, 8.0, 9.0
 
 
 def scale_figure(reports: Reports, path: Pathlike) -> None:
@@ -87,24 +83,11 @@ def _chance_text(names: list[str], chance: Mapping[str, float | None], width: fl
 
 
 def _draw_panel(axis: Any, matrix: Floats, names: list[str], limits: tuple[float, float]) -> Any:
-    """One matrix; returns its image, which gives the colour bar."""
-    colours = plt.get_cmap(COLOURS).with_extremes(bad=NONE)
-    image = axis.imshow(matrix, cmap=colours, vmin=limits[0], vmax=limits[1])
-    for (row, column), value in np.ndenumerate(matrix):
-        text, ink = ("–", "black") if math.isnan(value) else (f"{value:.2f}", _ink(image.cmap(image.norm(value))))
-        axis.text(column, row, text, ha="center", va="center", fontsize=CELL_PT, color=ink)
+    """One matrix, its diagonal framed; returns its image, which gives the colour bar."""
+    image = draw_heat_map(axis, matrix, names, limits)
     for place in range(len(names)):
         for colour, thick in (("white", 2.4), ("black", 1.0)):
             frame = Rectangle((place - 0.46, place - 0.46), 0.92, 0.92, fill=False, edgecolor=colour, linewidth=thick)
             axis.add_patch(frame)
-    axis.set_xticks(range(len(names)), names, fontsize=TICK_PT)
-    axis.set_yticks(range(len(names)), names, fontsize=TICK_PT)
-    axis.tick_params(length=0)
     axis.set_xlabel("tested on", fontsize=LABEL_PT)
     return image
-
-
-def _ink(colour: tuple[float, ...]) -> str:
-    """Black or white, whichever stands out more from an RGBA colour (WCAG 2.1, relative luminance)."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
-    return "black" if float(np.dot(linear, (0.2126, 0.7152, 0.0722))) > 0.179 else "white"

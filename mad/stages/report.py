@@ -1,4 +1,4 @@
-"""Stage `report`: Tables 2-5, Figures 3 and 4, the matrix of magnifications, and tables on slides, trainings and time.
+"""Stage `report`: Tables 2-5, Figures 3 and 4, matrices of magnifications and of classes, tables on slides, trainings and time.
 
 Reads evaluate/*/, and for what no protocol measures shard/ and tile/ (Table 2, slides), train/*/summary.json (health) and
 benchmarks/ (time); opens the slides of Figure 4 for their thumbnails. Writes report/tables/*.{csv,md,tex,html},
@@ -34,6 +34,7 @@ def run(config: Config) -> None:
         MadError: there is no cohort table.
     """
     from mad.reporting.composition import table2
+    from mad.reporting.confusion_figure import confusion_figure
     from mad.reporting.map_table import map_table
     from mad.reporting.noninferiority import noninferiority_table
     from mad.reporting.provenance import provenance, provenance_page
@@ -81,12 +82,13 @@ def run(config: Config) -> None:
     _fields(config)
     _figure3(config, reports)
     _figure4(config, slides, facts, reports)
-    scale_figure(reports, results / "report" / "figures" / "scale_matrix.png")
+    for name, draw in (("scale_matrix", scale_figure), ("confusion", confusion_figure)):
+        draw(reports, results / "report" / "figures" / f"{name}.png")
     found = provenance(config)
     write_json(results / "report" / "provenance.json", found)
     with atomic_path(results / "report" / "provenance.html") as temporary:
         temporary.write_text(provenance_page(found), encoding="utf-8")
-    log(f"report: {len(tables)} tables and 3 figures in {results / 'report'}")
+    log(f"report: {len(tables)} tables and 4 figures in {results / 'report'}")
 
 
 def read_reports(results: Path, encoders: list[str]) -> Reports:
@@ -172,10 +174,10 @@ def _benchmarks(folder: Path) -> pd.DataFrame:
 
 def _curves(config: Config) -> None:
     """The curves of every training, beside the other figures."""
-    for entry in config.runs:
-        curves = Path(config.results) / "train" / entry.name / "curves.png"
-        if curves.exists():
-            with atomic_path(Path(config.results) / "report" / "figures" / f"curves_{entry.name}.png") as temporary:
+    results = Path(config.results)
+    for name in (run.name for run in config.runs):
+        if (curves := results / "train" / name / "curves.png").exists():
+            with atomic_path(results / "report" / "figures" / f"curves_{name}.png") as temporary:
                 shutil.copyfile(curves, temporary)
 
 
@@ -184,8 +186,7 @@ def _fields(config: Config) -> None:
     from mad.reporting.fields import choose_fields, draw_fields
     from mad.tiles.store import TileStore
 
-    weights = next((entry.mix for entry in config.runs if entry.distill), None)
-    if weights is None:
+    if (weights := next((entry.mix for entry in config.runs if entry.distill), None)) is None:
         return
     store = TileStore(config.results)
     kinds = store.table.loc[store.table["role"] == "parent", "kind"].unique().tolist()

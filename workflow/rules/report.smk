@@ -18,6 +18,7 @@ FIGURES = {
     "figure3_pca": "Figure 3: parents and children in one embedding",
     "figure4_segmentation": "Figure 4: segmentation maps",
     "scale_matrix": "Every magnification to every other",
+    "confusion": "What is taken for what",
 }
 
 if any(run.distill for run in CFG.runs):
