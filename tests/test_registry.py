@@ -1,9 +1,12 @@
 """Published encoders by name: their true sizes, and stand-ins of fewer blocks through the whole way of loading."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from fake_results import fake_config, fake_results
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
@@ -12,14 +15,17 @@ from typer.testing import CliRunner
 
 from mad.cli import app
 from mad.config import parse_config
+from mad.config.training import BackboneConfig
 from mad.files import MadError, read_json
 from mad.models import hub
 from mad.models.encoders import build_published, layer_classes, load_encoder
 from mad.models.registry import PUBLISHED
+from mad.models.vit import build_backbone
 from mad.reporting.tables import table3, table4, table5
 from mad.stages import embed, evaluate
 from mad.stages.report import read_reports
 
+ROOT = Path(__file__).parents[1]
 MILLIONS = {  # of parameters, as published
     "uni": 303.35, "uni2-h": 681.4, "prov-gigapath": 1134.95, "virchow2": 631.2, "h-optimus-0": 1134.8, "dinov2-g-reg": 1136.5,
     "mad-np": 1134.8,
@@ -133,3 +139,23 @@ def test_the_list_names_licence_and_page():
     for name, published in PUBLISHED.items():
         (line,) = [line for line in result.output.splitlines() if line.startswith(f"{name} ")]
         assert published.hub in line and published.licence in line and ("gated" in line) == published.gated
+
+
+@pytest.mark.parametrize("name", ["uni2-h", "virchow2"])
+def test_a_run_may_start_from_it_as_another_size_of_dinov2s_vit_g(name):
+    """The arguments of docs/encoders.md, which name no classes of layers: with equal weights a block of both gives equal tokens."""
+    text = (ROOT / "docs" / "encoders.md").read_text()
+    args = {
+        "uni2-h": yaml.safe_load(text[text.index("args: {depth: 24") :].split("\n")[0])["args"],
+        "virchow2": yaml.safe_load("{" + text[text.index("(Virchow2: `") + 12 :].split("`")[0] + "}"),
+    }[name]
+    with torch.device("meta"):
+        whole = build_backbone(BackboneConfig(model="vit_giant_patch14_reg4_dinov2", args=args), 224)
+    assert sum(value.numel() for value in whole.parameters()) / 1e6 == pytest.approx(MILLIONS[name], rel=2e-3)
+    published = build_published(PUBLISHED[name], 112, ONE_BLOCK).eval()
+    backbone = BackboneConfig(model="vit_giant_patch14_reg4_dinov2", args=args | ONE_BLOCK)
+    ours = build_backbone(backbone, 112).eval()
+    ours.load_state_dict(published.state_dict(), strict=True)
+    images = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(ours.forward_features(images), published.forward_features(images))

@@ -53,21 +53,24 @@ def inspect(
 
 @app.command()
 def encoders(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the published encoders that `spec: published:NAME` knows: dimension, pooling, licence, and the page to accept it on."""
+    """List the published encoders that `spec: published:NAME` knows: size, pooling, licence, and the page to accept it on."""
     from dataclasses import asdict
 
     from rich.console import Console
     from rich.table import Table
 
-    from mad.models.registry import PUBLISHED
+    from mad.models.registry import IMAGENET, PUBLISHED
 
     if json:
         typer.echo(to_json({name: asdict(published) for name, published in PUBLISHED.items()}), nl=False)
         return
-    table = Table("name", "encoder", "dim", "pooling", "licence", "weights", box=None, pad_edge=False)
+    columns = ("name", "encoder", "px", "mean, std", "dim", "pooling", "licence", "weights")
+    table = Table(*columns, box=None, pad_edge=False)
     for name, published in PUBLISHED.items():
         page = f"https://huggingface.co/{published.hub}{' (gated)' if published.gated else ''}"
-        table.add_row(name, published.title, str(published.dim), published.pooling, published.licence, page)
+        scaling = "ImageNet" if published.mean_std == IMAGENET else "own"
+        size = (str(published.image_px), scaling, str(published.dim))
+        table.add_row(name, published.title, *size, published.pooling, published.licence, page)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

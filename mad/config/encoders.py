@@ -24,9 +24,9 @@ class EncoderConfig(Section):
     pooling: Literal["auto", "cls", "avg", "cls+avg"] = "auto"
     """`auto`: the model's own. `cls+avg`: class token beside the mean of the patch tokens."""
     args: dict[str, Any] = {}
-    """Further arguments of `timm.create_model` for `timm:`, `hf-hub:` and `published:`; `{img_size: 224}` keeps a model's own
-    size, to which tiles of another size are then resized. `mlp_layer`, `act_layer` and `norm_layer` are names of classes in
-    timm.layers or torch.nn, as `SwiGLUPacked` and `SiLU`."""
+    """Further arguments of `timm.create_model` for `timm:`, `hf-hub:`, `local-dir:` and `published:`; `{img_size: 224}` keeps a
+    model's own size, to which tiles of another size are then resized. `mlp_layer`, `act_layer` and `norm_layer` are names of
+    classes in timm.layers or torch.nn, as `SwiGLUPacked` and `SiLU`."""
     batch: int | None = Field(None, ge=1)
     """Tiles per forward pass; not given: 64 on a CPU, 256 on a GPU. Halved where the memory does not suffice."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
