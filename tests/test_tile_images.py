@@ -95,6 +95,23 @@ def test_killed_before_the_parts_were_joined(paths, tmp_path, monkeypatch):
     assert embed(paths, Encoder(), tmp_path / "out") == 0
 
 
+def test_killed_while_those_of_an_earlier_call_are_written_anew(paths, tmp_path, monkeypatch):
+    assert embed(paths[:8], Encoder(), tmp_path / "out") == 8
+
+    def killed(folder, *given):
+        if folder.name == "test":
+            (folder / "embeddings.json").unlink(missing_ok=True)
+            raise KeyboardInterrupt
+        write(folder, *given)
+
+    write = tile_images.write_embeddings
+    monkeypatch.setattr(tile_images, "write_embeddings", killed)
+    with pytest.raises(KeyboardInterrupt):
+        embed(paths, Encoder(), tmp_path / "out")
+    monkeypatch.setattr(tile_images, "write_embeddings", write)
+    assert embed(paths, Encoder(limit=0), tmp_path / "out") == 0
+
+
 def test_a_changed_image_alone_is_embedded_anew(paths, tmp_path, reads):
     out = tmp_path / "out"
     embed(paths, Encoder(), out)

@@ -91,6 +91,10 @@ def embed_images(
         fill(first.iloc[now], vectors)
     whole = features if len(ids) == len(pixels) else features[ids.get_indexer(pd.Index(pixels))]
     if not is_fresh(folder, WHOLE, key) or read_embeddings(folder, WHOLE)[0]["tile_id"].tolist() != pixels.tolist():
+        if is_fresh(folder, WHOLE, key):  # a part of what is written now: not to be lost if that is interrupted
+            parts.mkdir(exist_ok=True)
+            for suffix in (".npy", ".parquet", ".json"):
+                (folder / f"{WHOLE}{suffix}").replace(parts / f"{WHOLE}{suffix}")
         write_embeddings(folder, WHOLE, key, pixels, whole)
     shutil.rmtree(parts, ignore_errors=True)
     return whole

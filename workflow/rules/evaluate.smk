@@ -18,7 +18,7 @@ rule evaluate_encoder:
         "../../envs/mad.yaml"
     threads: CFG.evaluate.threads
     resources:
-        mem_mb=more_each_try(8000),
+        mem_mb=more_each_try(12000),
         runtime=more_each_try(240),
         gpu=int(CFG.evaluate.device == "cuda"),
     params:
