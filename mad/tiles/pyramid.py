@@ -45,9 +45,13 @@ class Ladder:
         """Linear factor s from each magnification to the next finer one."""
         return tuple(round(fine / coarse) for coarse, fine in pairwise(self.magnifications))
 
+    @cached_property
+    def _spans(self) -> tuple[int, ...]:
+        return tuple(math.prod(self.steps[level:]) for level in range(len(self)))
+
     def span(self, level: int) -> int:
         """Side of a tile at `level` in finest tiles."""
-        return math.prod(self.steps[level:])
+        return self._spans[level]
 
     def name(self, level: int) -> str:
         """`10x` and the like."""

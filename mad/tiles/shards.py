@@ -23,6 +23,7 @@ from mad.files import MadError, atomic_path
 
 BLOCK = tarfile.BLOCKSIZE
 BLANK_HEADER = tarfile.TarInfo().tobuf(tarfile.GNU_FORMAT)
+BLANK_SUM = sum(BLANK_HEADER) - sum(BLANK_HEADER[124:135]) - sum(BLANK_HEADER[148:156]) + 8 * ord(" ")
 
 
 def encode(pixels: np.ndarray, *, format: str, quality: int, subsampling: str) -> bytes:
@@ -59,7 +60,7 @@ def member_header(name: str, size: int) -> bytes:
     header = bytearray(BLANK_HEADER)
     header[: len(raw)] = raw
     header[124:135] = b"%011o" % size
-    header[148:154] = b"%06o" % (sum(header) - sum(BLANK_HEADER[148:156]) + 8 * ord(" "))
+    header[148:154] = b"%06o" % (BLANK_SUM + sum(raw) + sum(header[124:135]))
     return bytes(header)
 
 

@@ -171,7 +171,7 @@ def _complete_jpeg(data: bytes, tables: bytes | None, photometric: int) -> bytes
     if data[:2] != b"\xff\xd8":
         raise ValueError("no JPEG stream")
     adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([photometric == YCBCR])
-    return data[:2] + adobe + (tables[2:-2] if tables else b"") + data[2:]
+    return b"".join((b"\xff\xd8", adobe, tables[2:-2] if tables else b"", memoryview(data)[2:]))
 
 
 def open_tiff(path: Path, icc: IccChoice = "keep") -> TiffReader:
