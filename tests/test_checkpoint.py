@@ -26,12 +26,13 @@ def test_keeps_the_last_two_and_loads_the_newest(tmp_path):
 
 def test_mapped_tensors_are_the_same_and_outlive_their_file(tmp_path):
     path = checkpoint.save(tmp_path, 5, state(5))
-    mapped = checkpoint.load_latest(tmp_path, {"recipe_digest": "a"}, mapped=True)
+    mapped = checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})
+    assert str(path) in Path("/proc/self/maps").read_text()  # read when it is used, and shared by processes
     path.unlink()
     assert mapped["weights"].tolist() == [5] * 3
     checkpoint.save(tmp_path, 6, state(6)).write_bytes(b"PK half a file")
     with pytest.raises(MadError, match="none of 1"):
-        checkpoint.load_latest(tmp_path, {"recipe_digest": "a"}, mapped=True)
+        checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})
 
 
 def test_an_unreadable_file_falls_back_to_the_one_before(tmp_path, capfd):

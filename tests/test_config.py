@@ -53,6 +53,10 @@ def test_the_paper_s_configuration_has_the_counts_of_its_table_2() -> None:
         got = [0 if cap is None else cap.get(name, 0) for cap in (pairs["2.5x-10x"], pairs["10x-40x"])]
         assert got == [round(coarse * 50 / 61), round(fine * 50 / 61)]
         assert abs(sum(cap[name] for cap in alone.values()) - standalone * 50 / 61) <= 1
+    table = {"2.5x-10x": 4392, "10x-40x": 61632, "standalone": 26364}  # Background is no part of the last
+    for run in config.runs:
+        assert {kind: round(count / 4392) for kind, count in table.items()} == run.mix
+        assert run.init == "hf-hub:facebook/dinov2-with-registers-giant"  # with the token of masked patches
     assert config.tile.magnifications == [2.5, 10, 40] and config.tile.tile_px == 224
 
 

@@ -108,6 +108,7 @@ def test_knn_finds_classes_and_is_null_without_labels():
     [
         (4.85, {}, "uniform collapse"),
         (3.0, {"rankme": 4.0}, "rank collapse"),
+        (3.0, {"rankme": 2.1, "pairs": 5}, "rank collapse"),
         (3.0, {"scale_separation": 3.1, "retrieval_at_1": 4 / 80}, "scale separation"),
     ],
 )
@@ -122,6 +123,7 @@ def test_what_is_wrong_is_named_with_what_to_try(loss, change, name):
         HEALTHY,
         {},
         HEALTHY | {"scale_separation": 3.1, "retrieval_at_1": 5 / 80},  # apart, yet parents find their children
+        HEALTHY | {"rankme": 7.2, "pairs": 4},  # of eight random vectors, which have no more
         HEALTHY | {"scale_separation": 2.9, "retrieval_at_1": 0.0},
         HEALTHY | {"scale_separation": None, "retrieval_at_1": 0.0},
     ],
@@ -142,6 +144,19 @@ def test_the_set_is_fixed_and_parents_meet_their_own_children(results):
     assert choose_health_set({"val": empty, "train": splits["train"]}, fakes.TILE_PX, 6).source == "train"
     with pytest.raises(MadError, match="health"):
         choose_health_set({"val": empty}, fakes.TILE_PX, 6)
+
+
+def test_few_held_out_pairs_give_way_to_those_of_training(tmp_path, results, capfd):
+    """Eight pairs of the validation split are enough for who asks for eight, and too few for who asks for more."""
+    splits = {name: load_index(results / "shard", name, 4) for name in ("val", "train")}
+    assert choose_health_set(splits, fakes.TILE_PX, 8).source == "val" and not capfd.readouterr().err
+    assert choose_health_set(splits, fakes.TILE_PX, 80).source == "train"
+    assert "split 'val' has 8 of 16 pairs" in capfd.readouterr().err
+    assert choose_health_set({"val": splits["val"]}, fakes.TILE_PX, 80).source == "val"
+    fakes.write_slide(tmp_path, "S01", "train", 8, 0)
+    fakes.write_slide(tmp_path, "S03", "val", 16, 0)
+    enough = {name: load_index(tmp_path, name, 4) for name in ("val", "train")}
+    assert choose_health_set(enough, fakes.TILE_PX, 80).source == "val"
 
 
 def test_figures_are_those_of_the_networks_and_leave_them_as_they_are(results):

@@ -172,6 +172,25 @@ def test_a_run_is_known_by_the_bytes_that_it_starts_from(tmp_path):
         train.run(config, "tiny")
 
 
+def test_a_run_starts_from_the_teacher_in_anothers_checkpoint(tmp_path, monkeypatch):
+    """What a user does after a loss that is not finite: another lr, from the last good weights."""
+    fakes.write_cohort(tmp_path)
+    masked = {"ibot": {"weight": 1}}
+    train.run(fakes.tiny_config(tmp_path, fakes.tiny_run(**masked)), "tiny")
+    path = tmp_path / "train" / "tiny" / "checkpoints" / "step_0000008.pt"
+    second = fakes.tiny_run(name="second", init=f"file:{path}", lr=5e-4, steps=3, **masked)
+    starts, built = [], loop.build_networks
+    monkeypatch.setattr(train, "build_networks", lambda *given: starts.append(built(*given)) or starts[-1])
+    monkeypatch.setattr(train, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train.run(fakes.tiny_config(tmp_path, second), "second")
+    former = torch.load(path, weights_only=True)["teacher"]
+    student = starts[0][0].state_dict()
+    for name, tensor in former.items():
+        assert torch.equal(student[name], tensor) == (name.startswith("backbone.") or name == "mask_token"), name
+    assert read_json(tmp_path / "train" / "second" / "identity.json")["init_sha256"] == sha256_file(path)
+
+
 def test_masked_patches_continue_with_the_mask_token_of_the_weights(tmp_path):
     run = run_from("random").model_copy(update={"ibot": MaskConfig(weight=1)})
     student, _ = loop.build_networks(run, 32, 0)

@@ -268,6 +268,21 @@ def test_checkpointed_activations_change_no_gradient_and_keep_less(results, back
     (kept, expected), (kept_sparing, found) = measure(plain), measure(sparing)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     assert kept_sparing < 0.8 * kept
+    with parallel.first_block_kept(sparing.backbone):  # as when its gradient is computed
+        at_block = memory.saved_bytes(sparing, state.teacher, lambda: loss(sparing))
+    assert kept_sparing < at_block < kept
+    if backbone is TWO_BLOCKS:  # of one size
+        assert at_block == pytest.approx((kept + kept_sparing) / 2, rel=0.02)
+    assert memory.saved_bytes(sparing, state.teacher, lambda: loss(sparing)) == kept_sparing
+    trial = [data.__getitems__([0] * count) for count in (1, 2)]
+    estimate = memory.estimate_memory(
+        sparing,
+        state.teacher,
+        [trial],
+        lambda part: step_loss(sparing, state.teacher, part, data.run, numerics, 0.05).total,
+        4,
+    )
+    assert estimate.activations > 1.1 * kept_sparing
     assert bytes_of(plain).keys() == bytes_of(sparing).keys()
 
 
@@ -314,6 +329,56 @@ def test_the_estimate_counts_what_torch_holds(results):
     four = [memory.saved_bytes(state.student, state.teacher, lambda b=b: loss(b)) for b in
             (data.__getitems__([n] * 4) for n in range(0, 24, 4))]  # fmt: skip
     assert estimate.activations == pytest.approx(max(four), rel=0.05)
+
+
+def test_the_images_of_both_networks_are_counted_once_each():
+    student, teacher = torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 8, bias=False)
+    mine, theirs = torch.rand(5, 8), torch.rand(3, 8)
+
+    def forward(*images):
+        with torch.no_grad():
+            teacher(images[0])
+        return student(images[-1]).sum()
+
+    assert memory.saved_bytes(student, teacher, lambda: forward(theirs, mine)) == theirs.nbytes + mine.nbytes
+    assert memory.saved_bytes(student, teacher, lambda: forward(mine, mine)) == mine.nbytes
+    assert not student._forward_pre_hooks and not teacher._forward_pre_hooks
+
+
+def test_the_pixels_of_all_passes_are_counted(results):
+    state, data, _, numerics = parts(results, method="dinov2", mix={"10x-40x": 1})
+    trials = memory.trial_batches(data)
+
+    def loss(batch):
+        return step_loss(state.student, state.teacher, batch, data.run, numerics, 0.05).total
+
+    estimate = memory.estimate_memory(state.student, state.teacher, trials, loss, samples=4, passes=3)
+    ((one, _),) = trials
+    side, local = fakes.TILE_PX, 16
+    assert estimate.pixels == 12 * 3 * (2 * side**2 + 2 * local**2) == 12 * memory.pixel_bytes(one)
+    assert estimate.total == estimate.weights * 4 + estimate.teacher + estimate.activations + estimate.pixels
+
+
+def test_where_targets_fill_the_memory_fewer_prototypes_are_advised():
+    def advice(targets, **changes):
+        run = RunConfig(**fakes.tiny_run(**changes))
+        return memory.remedies(
+            run, memory.MemoryEstimate(1, 1, 1, 1, fixed=10, per_sample=10, samples=4, targets=targets)
+        )
+
+    assert "micro_batch" in advice(10) and "prototypes" in advice(10) and "resumes" in advice(10)
+    assert "micro_batch" not in advice(100) and "activation_checkpointing" not in advice(100)
+    assert "runtime.processes" in advice(100) and "ibot.prototypes" not in advice(100)
+    assert "head.prototypes or ibot.prototypes, or a smaller batch" in advice(100, ibot={"weight": 1})
+    estimate = memory.MemoryEstimate(1, 1, 1, 1, fixed=10, per_sample=10, samples=4, targets=100)
+    with (
+        pytest.raises(MadError, match="runtime.processes"),
+        memory.memory_errors(RunConfig(**fakes.tiny_run()), torch.device("cpu")) as estimates,
+    ):
+        estimates.append(estimate)
+        raise MemoryError
+    only = advice(10, runtime={"micro_batch": 1, "activation_checkpointing": True})
+    assert only == "train another run with a smaller backbone or fewer head.prototypes"
 
 
 def test_exhausted_memory_names_what_to_lower(results, tmp_path):

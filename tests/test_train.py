@@ -285,6 +285,33 @@ def test_another_recipe_or_other_data_archives_the_former_encoder(fresh, tmp_pat
     assert ("run.lr: 0.001 -> 0.002" if what == "recipe" else "data_digest: ") in log
 
 
+@pytest.mark.parametrize("what", ["recipe", "data"])
+def test_a_run_stopped_midway_is_not_put_aside_for_another(fresh, what):
+    folder = run(fakes.tiny_config(fresh))
+    whole = weights(folder)
+    for path in ("encoder/provenance.json", "summary.json", "checkpoints/step_0000010.pt"):  # killed at step 8 or 9
+        (folder / path).unlink()
+    before, shards = snapshot(folder), (fresh / "shard").readlink()
+    other = fakes.tiny_run(lr=2e-3) if what == "recipe" else fakes.tiny_run()
+    if what == "data":
+        (fresh / "shard").unlink()
+        fakes.write_slide(fresh / "shard", "S01", "train", 9, 4)
+        for slide in ("S02", "S03"):
+            for path in shards.glob(f"{slide}*"):
+                (fresh / "shard" / path.name).symlink_to(path)
+    words = {"recipe": r"run\.lr: 0\.001 -> 0\.002", "data": r'data_digest: .*slides\.S01: "\w+" -> "\w+"\. '}[what]
+    with pytest.raises(MadError, match=rf"not finished \(step_0000008\.pt\).*{words}"):
+        run(fakes.tiny_config(fresh, other))
+    assert snapshot(folder) == before
+    if what == "recipe":  # put back, with another setting that changes no result
+        other["runtime"] |= {"log_seconds": 5}
+        assert weights(run(fakes.tiny_config(fresh, other | {"lr": 1e-3}))) == whole
+    else:
+        (folder / "checkpoints").rename(fresh / "kept")
+        run(fakes.tiny_config(fresh, other))
+        assert weights(folder) != whole and list((folder / "archive").iterdir())
+
+
 def snapshot(folder):
     """Bytes of every file below `folder`."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -443,7 +470,7 @@ def test_a_non_finite_loss_or_gradient_stops_before_anything_changes(results, tm
         state.student.head.mlp[0].weight.register_hook(lambda gradient: gradient * float("inf"))
     before = [{k: v.clone() for k, v in net.state_dict().items()} for net in (state.student, state.teacher)]
     tiles = data[0][0].tiles
-    with pytest.raises(MadError, match=f"{where}.*step 0.*{tiles[0]}"):
+    with pytest.raises(MadError, match=f"{where}.*step 0.*{tiles[0]}.*another run.*init: file:"):
         loop.train(state, data, SelfDistillation(data.run, numerics, health), tmp_path)
     for net, old in zip((state.student, state.teacher), before, strict=True):
         torch.testing.assert_close(dict(net.state_dict()), old, rtol=0, atol=0, equal_nan=True)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import fakes
@@ -32,6 +33,16 @@ def results(tmp_path_factory):
 def training_set(results, seed=5, **changes):
     run = RunConfig(**fakes.tiny_run(**changes))
     return TrainingSet(load_index(results / "shard", "train", run.children), run, fakes.TILE_PX, 16, seed)
+
+
+def test_the_passes_of_a_long_run_are_not_listed(results):
+    data = training_set(results, steps=200_000)
+    tracemalloc.start()
+    first = next(batches(data, start=0, rank=0, world=1, workers=0, passes=4))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert first.tiles == data.__getitems__([0]).tiles
+    assert peak < 8e6
 
 
 def tensors(batch):

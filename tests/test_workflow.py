@@ -170,6 +170,22 @@ def test_a_training_that_fails_on_rerun_deletes_no_weights(project: Project) -> 
     assert kept, "the weights of the earlier training are gone"
 
 
+def test_a_training_stopped_midway_is_not_put_aside_for_another_recipe(project: Project) -> None:
+    project.snakemake("--cores", "2", "train")
+    results = Path(str(project.config["results"]))
+    folder = results / "train" / "tiny"
+    for path in (folder / "summary.json", folder / "encoder" / "provenance.json"):  # as before the encoder is written
+        path.unlink()
+    project.config["runs"] = [{**RUN, "steps": 5}]
+    assert "Error in rule train_run" in project.snakemake("--cores", "1", "train", check=False)
+    assert "run.steps: 4 -> 5" in (results / "logs" / "train" / "tiny.log").read_text()
+    assert (folder / "checkpoints" / "step_0000004.pt").exists()
+    shutil.move(folder / "checkpoints", results / "kept")
+    project.snakemake("--cores", "1", "train")
+    project.config["runs"] = [RUN]
+    assert (folder / "checkpoints" / "step_0000005.pt").exists()
+
+
 def test_a_list_of_encoders_fans_out_and_a_new_one_is_made_alone(project: Project) -> None:
     """One row per encoder in every table of encoders; adding, changing or removing one leaves the others' files alone."""
     results = Path(str(project.config["results"]))

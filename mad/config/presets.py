@@ -6,7 +6,8 @@ GPUs; [p] the paper (Oquab et al. 2023, table 16). They write lengths in epochs 
 of 1024, times sqrt(batch / 1024). A preset is written out before an entry is checked: what the entry says itself wins, an
 entry that changes `batch` alone gets the learning rate of its batch, and nothing else follows `batch` or `steps`.
 
-Not a number of theirs: `koleo` .2. They add .1 times the loss of each of two global crops, we take the mean of the crops.
+Not a number of theirs: `koleo` .2. They add .1 times the loss of each of two global crops, we take the mean of the crops. Nor is
+`clip` 3.0 quite theirs: they clip the gradients of the backbone and of each head apart, here one norm is that of all.
 What stands nowhere here is the default, or not theirs to say: local crops are 3/7 of the tile (96 or 98 of 224 px, as theirs),
 colour augmentation is theirs already, and `method` says which views there are.
 """

@@ -128,7 +128,7 @@ class RunConfig(Section):
     """First steps during which only the head learns, for an encoder that starts from trained weights; the encoder then has
     a warm-up of its own."""
     clip: float = Field(3.0, gt=0)
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient, of backbone and heads together (DINOv2 clips each of them apart)."""
     ema: float = Field(0.994, ge=0, le=1)
     """Momentum of the teacher at the start."""
     ema_end: float = Field(1.0, ge=0, le=1)

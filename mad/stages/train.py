@@ -4,10 +4,11 @@ Reads `shard/*.parquet` and their tars, and of the tile tables, where they are t
 writes `train/{run}/`: recipe.json, checkpoints/, metrics.jsonl, tensorboard/ where it is asked for, encoder/, curves.png and,
 last, summary.json. Runs on one process, or on many under `torchrun` with the same samples in the same order.
 
-A run is known by its recipe, its data and the weights it starts from. The same run resumes; of another one the encoder,
-checkpoints and metrics are moved to `archive/` before the new run starts: trained weights are never overwritten. On SIGTERM
-or Ctrl-C the stage saves a checkpoint and leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own,
-the launcher of `mad.training.launch` does not.
+A run is known by its recipe, its data and the weights it starts from. The same run resumes; of another finished one the encoder,
+checkpoints and metrics are moved to `archive/` before the new run starts: trained weights are never overwritten. Over another
+one that was stopped midway no run starts: the error names what differs. On SIGTERM or Ctrl-C the stage saves a checkpoint and
+leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own, the launcher of `mad.training.launch`
+does not.
 """
 
 from __future__ import annotations
@@ -133,13 +134,13 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     ranks.barrier()  # every process has what it needs: only now is an earlier run moved away
     with ranks.together(device):
         if ranks.rank() == 0:
-            prepare_folder(folder, identity, recipe)
+            prepare_folder(folder, identity, recipe, slides=index.slide_digests())
 
     precision = str(numerics.dtype).removeprefix("torch.")
     student.to(device)
     teacher.to(device)
     with ranks.together(device):
-        saved = checkpoint.load_latest(folder / "checkpoints", identity, mapped=sharded)
+        saved = checkpoint.load_latest(folder / "checkpoints", identity)
     checkpoint.check_same_step(folder / "checkpoints", saved, device)
     if first and not saved:
         standardise_head(student, teacher, first, numerics)
@@ -152,8 +153,8 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
         if saved["precision"] != precision:
             raise MadError(
                 f"runs.{entry.name}.precision: trained in {saved['precision']} up to step {saved['step']}, this machine would "
-                f"go on in {precision}; resume on a machine like the first, or set precision to bf16 or fp32 instead of auto, "
-                f"which starts the run anew and moves what there is to {folder / 'archive'}"
+                f"go on in {precision}; resume on a machine like the first, or train another run that names its precision, bf16 or "
+                "fp32 instead of auto"
             )
         state.restore(saved)
         del saved

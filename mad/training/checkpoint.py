@@ -69,10 +69,10 @@ def differences(former: Any, present: Any, key: str = "") -> list[str]:
     return [] if former == present else [f"{key}: {' -> '.join(shown)}"]
 
 
-def load_latest(folder: Path, identity: dict[str, Any], *, mapped: bool = False) -> dict[str, Any] | None:
+def load_latest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, or None where there is none.
 
-    `mapped`: tensors stay in the file until they are used, which processes that need a part of each can share.
+    Its tensors are mapped: they stay in the file until they are used, and processes on one machine share what they read.
 
     Raises:
         MadError: it belongs to another recipe or other data (`identity`), or no file can be read although some are there.
@@ -82,7 +82,7 @@ def load_latest(folder: Path, identity: dict[str, Any], *, mapped: bool = False)
     paths = found(folder)
     for path in reversed(paths):
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except OSError as error:
             raise unreadable(path, error) from error
         except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:

@@ -84,7 +84,9 @@ class TrainingSet(Dataset[list[Views]]):
         self.order = SampleOrder(self.counts, self.weights, run.batch, run.steps, run.mix_mode, seed)
 
     def begin(self, step: int, rank: int) -> None:
-        """Called before the first batch of `step` is asked for; what is read does not depend on it here."""
+        """Called before the first batch of `step` is asked for: what came before is counted once, not by each loading process."""
+        if step < self.run.steps:
+            self.order[step * self.run.batch]
 
     def trial(self) -> TrainingSet:
         """The same, to be asked for a few samples only."""
@@ -144,7 +146,7 @@ def batches(data: TrainingSet, *, start: int, rank: int, world: int, workers: in
     """
     batch, share = data.run.batch, samples_per_process(data.run.batch, world) // passes
     parts = range(start * batch, data.run.steps * batch, batch // passes)
-    numbers = [range(part + rank * share, part + (rank + 1) * share) for part in parts]
+    numbers = (range(part + rank * share, part + (rank + 1) * share) for part in parts)  # of ViT-g's: millions
     data.begin(start, rank)
     if not workers:
         return map(data.__getitems__, numbers)

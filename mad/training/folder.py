@@ -1,7 +1,8 @@
 """A run's folder: whose it is, whether that run is finished, and what happens to another one's files.
 
 A run is known by its identity: digests of its recipe, its data, the weights that it starts from and, where it has one, its frozen
-teacher. Another one's files are moved to `archive/`: trained weights are never overwritten.
+teacher. Those of another finished run are moved to `archive/`: trained weights are never overwritten. Another run that was stopped
+midway is told of and left as it is: a key changed by mistake then costs no days of training.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mad.files import read_json, write_json_if_changed
+from mad.files import MadError, read_json, write_json_if_changed
 from mad.models.export import read_provenance
 from mad.progress import log
 from mad.training import checkpoint
 from mad.training.records import METRICS, TENSORBOARD
 
 ENCODER = "encoder"  # the folder of a run's weights
+SHOWN = 8  # differences that a message names
 OWNED = ("checkpoints", METRICS, TENSORBOARD, "curves.png", "summary.json", "identity.json")
 
 
@@ -33,13 +35,34 @@ def _same_run(former: dict[str, Any] | None, identity: dict[str, Any]) -> bool:
     return former is not None and {key: former.get(key) for key in identity} == identity
 
 
-def prepare_folder(folder: Path, identity: dict[str, Any], recipe: dict[str, Any], weights: str = ENCODER) -> None:
-    """Make `folder` that of this run: what another recipe or other data left is moved to `archive/`, never overwritten."""
-    checkpoint.remove_leftovers(folder / "checkpoints")
-    known, present = folder / "identity.json", {**identity, "recipe": recipe}
-    former = read_json(known) if known.exists() else None
+def prepare_folder(
+    folder: Path,
+    identity: dict[str, Any],
+    recipe: dict[str, Any],
+    weights: str = ENCODER,
+    slides: dict[str, str] | None = None,
+) -> None:
+    """Make `folder` that of this run: what another finished one left is moved to `archive/`, never overwritten.
+
+    Args:
+        slides: a digest of each slide's samples, kept to tell later which of them changed.
+
+    Raises:
+        MadError: another run was stopped there midway; the text names what differs, and nothing was touched.
+    """
+    known, present = folder / "identity.json", {**identity, "recipe": recipe} | ({"slides": slides} if slides else {})
+    former, checkpoints = read_json(known) if known.exists() else None, folder / "checkpoints"
     owned = (weights, *OWNED)
-    if not _same_run(former, identity) and any((folder / name).exists() for name in owned):
+    is_anothers = not _same_run(former, identity) and any((folder / name).exists() for name in owned)
+    saved = checkpoint.found(checkpoints)
+    if is_anothers and saved and not ((folder / "summary.json").exists() or read_provenance(folder / weights)):
+        raise MadError(
+            f"{folder}: there is a run that is not finished ({saved[-1].name}); what is asked for now differs from it: "
+            f"{_differences(former, present)}. Put that back, and the same command resumes it; or give the new entry another "
+            f"name; or move {checkpoints} away, or delete it, and {folder.name} starts anew"
+        )
+    checkpoint.remove_leftovers(checkpoints)
+    if is_anothers:
         tag = f"{former['recipe_digest']}-{former['data_digest']}" if former else "unknown"
         target, number = folder / "archive" / tag, 1
         while target.exists():
@@ -49,11 +72,20 @@ def prepare_folder(folder: Path, identity: dict[str, Any], recipe: dict[str, Any
         for name in owned:
             if (folder / name).exists():
                 (folder / name).rename(target / name)
-        told = present if former and "recipe" in former else identity
-        changed = checkpoint.differences(former, told) if former else ["identity.json is missing"]
-        log(
-            f"{folder.name}: an earlier run differs in {'; '.join(changed)}; it was moved to {target}, training starts anew"
-        )
+        changed = _differences(former, present)
+        log(f"{folder.name}: an earlier run differs in {changed}; it was moved to {target}, training starts anew")
     write_json_if_changed(known, present)
     write_json_if_changed(folder / "recipe.json", recipe)
-    (folder / "checkpoints").mkdir(exist_ok=True)
+    checkpoints.mkdir(exist_ok=True)
+
+
+def _differences(former: dict[str, Any] | None, present: dict[str, Any]) -> str:
+    """Where two contents of identity.json differ, in words; recipe and slides count where both hold them."""
+    if former is None:
+        return "identity.json is missing"
+    one, other = (
+        {key: value for key, value in mine.items() if key not in ("recipe", "slides") or key in theirs}
+        for mine, theirs in ((former, present), (present, former))
+    )
+    lines = checkpoint.differences(one, other)
+    return "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")

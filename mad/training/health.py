@@ -22,6 +22,8 @@ from mad.metrics.confusion import class_dice, confusion_matrix, macro
 from mad.metrics.knn import vote
 from mad.metrics.rankme import rankme
 from mad.models.heads import Network
+from mad.progress import log
+from mad.training import ranks
 from mad.training.index import Index, TileReader
 from mad.training.objective import Numerics
 from mad.training.ssl import entropy, sinkhorn_knopp
@@ -30,6 +32,7 @@ BATCH = 64
 KNN_K = 20  # neighbours, as in the MAD paper's Table 3
 LEAST_PAIRS = 4  # for a separation: two in each half
 UNIFORM_SHARE = 0.98  # of ln K: a loss above it has learned no assignment
+LEAST_HELD_OUT = 16  # pairs of a split that others come after
 LOWEST_RANK = 10.0  # means and deviations of colour alone reach 2, untrained networks 30 and more
 FARTHEST_APART = 3.0  # a threshold midway then errs on 7 % of the tiles; untrained networks lie around 1
 CHANCE_HITS = 4  # parents that find their child by chance: one is expected of any N, more than 4 come in 0.4 % of draws
@@ -51,15 +54,26 @@ class HealthSet:
 
 
 def choose_health_set(indexes: dict[str, Index], tile_px: int, samples: int) -> HealthSet:
-    """The pairs with the lowest hash of their parent's id, from the first split of `indexes` that has pairs.
+    """The pairs with the lowest hash of their parent's id, from the first split of `indexes` that has enough of them.
+
+    Enough is what is asked for, or 16: of fewer no rank can be told. The last split with pairs is taken as it is.
 
     Raises:
         MadError: no split has a pair.
     """
-    for source, index in indexes.items():
-        if not (kinds := [kind for kind, pairs in index.pairs.items() if len(pairs.parents)]):
+    named = [
+        (source, kind) for source, index in indexes.items() for kind, pairs in index.pairs.items() if len(pairs.parents)
+    ]
+    finest, enough = dict(named), min(samples, LEAST_HELD_OUT)
+    for number, (source, kind) in enumerate(finest.items(), start=1):
+        index = indexes[source]
+        if (count := len(index.pairs[kind].parents)) < enough and number < len(finest):
+            if ranks.rank() == 0:
+                log(
+                    f"health checks: split {source!r} has {count} of {enough} pairs that it takes; the next is looked at"
+                )
             continue
-        kind, reader = kinds[-1], TileReader(index, tile_px)
+        reader = TileReader(index, tile_px)
         ranked = sorted(
             (hashlib.sha256(reader.tile_id(parent).encode()).digest(), int(parent), children[children >= 0])
             for parent, children in zip(index.pairs[kind].parents, index.pairs[kind].children, strict=True)
@@ -186,12 +200,14 @@ def find_warnings(loss: float, prototypes: int, health: dict[str, float | None])
             f"the loss is {loss / ln_k:.3f} of ln K, as if every image were given all prototypes alike. Try a lower teacher_temp, "
             "head.standardise: true, fewer prototypes, a higher lr, or init from trained weights"
         )
-    if (rank := health.get("rankme")) is not None and rank <= LOWEST_RANK:
+    pairs = health.get("pairs")
+    lowest = LOWEST_RANK if pairs is None else min(LOWEST_RANK, pairs / 2)  # no rank is above 2 x pairs
+    if (rank := health.get("rankme")) is not None and rank <= lowest:
         found["rank collapse"] = (
-            f"RankMe is {rank:.1f}, at most {LOWEST_RANK:g}: the embeddings span few directions, often stain or slide alone. "
+            f"RankMe is {rank:.1f}, at most {lowest:g}: the embeddings span few directions, often stain or slide alone. "
             "Try more koleo, a lower lr, ema nearer to 1, or more photometric.jitter and photometric.stain"
         )
-    apart, recall, pairs = (health.get(name) for name in ("scale_separation", "retrieval_at_1", "pairs"))
+    apart, recall = health.get("scale_separation"), health.get("retrieval_at_1")
     if apart is not None and recall is not None and pairs and apart > FARTHEST_APART and recall * pairs <= CHANCE_HITS:
         found["scale separation"] = (
             f"the magnifications lie {apart:.1f} standard deviations apart (warned of above {FARTHEST_APART:g}) and "

@@ -80,6 +80,10 @@ class Index:
         children = np.where(places >= 0, coarse.children, -1)
         return Triples(coarse.parents[usable], children[usable], places[usable], f"{middle}-{last}")
 
+    def slide_digests(self) -> dict[str, str]:
+        """What `digest` is of all, of each slide."""
+        return {str(slide): _digest(rows) for slide, rows in self.rows.groupby("slide")}
+
     def magnification_counts(self) -> dict[str, int]:
         """Distinct tiles per magnification, keyed as "10x"."""
         tiles = self.rows.drop_duplicates("tile_id")["magnification"].value_counts().sort_index()

@@ -137,8 +137,9 @@ def check_finite(value: Tensor, what: str, step: int, tiles: list[str]) -> float
             )
         shown = ", ".join(tiles[:20]) + (f" and {len(tiles) - 20} more" if len(tiles) > 20 else "")
         raise MadError(
-            f"train: {what} is {float(value)} at step {step}, before the weights were changed; tiles: {shown}. Lower lr, or "
-            f"set precision: fp32, and run again: training resumes from the last checkpoint"
+            f"train: {what} is {float(value)} at step {step}, before the weights were changed; tiles: {shown}. A lower lr, or "
+            "precision: fp32, makes another run: give a copy of the entry another name with it, and with `init: file:` the last "
+            'file in this run\'s checkpoints/ to start from (docs/training.md, "When a run breaks off")'
         )
     return float(value)
 
@@ -231,10 +232,12 @@ def train(state: Run, data: TrainingSet, method: Method, folder: Path) -> None:
     try:
         with ranks.together(device):
             records = Records(run, folder, first, device) if chief else None
-        with memory_errors(run, device):
+        with memory_errors(run, device) as estimates:
             if first < run.steps:
-                announce_memory(
-                    state.student, state.teacher, data, lambda part: loss_of(state.student, part).total, passes
+                estimates.append(
+                    announce_memory(
+                        state.student, state.teacher, data, lambda part: loss_of(state.student, part).total, passes
+                    )
                 )
             if run.runtime.compile:
                 parallel.compile_blocks(state.student, state.teacher)

@@ -1,11 +1,13 @@
 """How much memory a step needs, told before the first one, and what to lower where it was too much.
 
 Weights, gradients, AdamW's two moments and the teacher are counted; activations are measured: the bytes that autograd keeps
-for the backward pass of one and of two samples, read by `torch.autograd.graph.saved_tensors_hooks`. Of a sharded network a
-process counts its own part, and the two blocks or heads that are whole at a time. Over several passes the teacher's targets of
-all of them, [N, K] of views and masked patches, are counted too. Temporary tensors and
-what the allocator does not give back come on top: on a CPU glibc's heap may hold several times as much, unless the
-environment sets MALLOC_MMAP_THRESHOLD_=500000.
+for the backward pass of one and of two samples, read by `torch.autograd.graph.saved_tensors_hooks`, and the normalised images
+that the networks are given. With activation checkpointing the block that is being computed again is there whole. On a CPU the
+batch's own pixels, a byte each, are there too. Of a sharded network a process counts its own part, and the two blocks or heads
+that are whole at a time. Over several passes the teacher's targets of all of them, [N, K] of views and masked patches, are
+counted too. Temporary tensors and what the allocator does not give back come on top: on a CPU glibc's heap keeps what is freed
+in pieces, and a process holds a fifth to a third more. MALLOC_MMAP_THRESHOLD_=500000 in the environment gives it back after every
+use; a step then takes twice the time and more, so it is not set here.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mad.config.training import RunConfig
 from mad.files import MadError
@@ -25,6 +29,7 @@ from mad.training import ranks
 from mad.training.batch import Batch
 from mad.training.data import TrainingSet
 from mad.training.free_memory import free_bytes, is_exhaustion
+from mad.training.parallel import first_block_kept
 from mad.training.sharding import gathered_bytes, is_sharded, own
 
 TRIAL_STEPS = 64  # enough that every kind has had its turn, unless it hardly counts
@@ -43,6 +48,7 @@ class MemoryEstimate:
     per_sample: int
     samples: int
     targets: int = 0
+    pixels: int = 0
 
     @property
     def activations(self) -> int:
@@ -52,7 +58,12 @@ class MemoryEstimate:
     @property
     def passing(self) -> int:
         """Beside networks, gradients and moments: the targets of all passes are there in each, and were balanced before."""
-        return max(self.activations + self.targets, COPIES * self.targets)
+        return self.pixels + max(self.activations + self.targets, COPIES * self.targets)
+
+    @property
+    def is_of_targets(self) -> bool:
+        """Whether it is the targets of all passes, and not the activations of one, that set its size."""
+        return COPIES * self.targets > self.activations + self.targets
 
     @property
     def total(self) -> int:
@@ -69,6 +80,7 @@ class MemoryEstimate:
         listed = ", ".join(f"{name} {size(value)}" for name, value in parts.items())
         kept = f"activations {size(self.activations)} for {self.samples} samples of {size(self.per_sample)}"
         kept += f", targets of all passes {size(self.targets)}" if self.targets else ""
+        kept += f", pixels {size(self.pixels)}" if self.pixels else ""
         return f"{size(self.total)} ({listed}, {kept})"
 
 
@@ -95,13 +107,22 @@ def estimate_memory(
     gradients = copies * _num_bytes(map(own, trained))
     if is_sharded(student):
         gradients += _num_bytes(trained) if passes > 1 else gathered_bytes(student)
-    measured = [[saved_bytes(student, teacher, partial(loss, batch)) for batch in pair] for pair in batches]
+    with first_block_kept(student.backbone):  # type: ignore[arg-type]
+        measured = [[saved_bytes(student, teacher, partial(loss, batch)) for batch in pair] for pair in batches]
     per_sample, fixed = max((two - one, max(2 * one - two, 0)) for one, two in measured)
+    on_cpu = next(student.parameters()).device.type == "cpu"
     return MemoryEstimate(
         weights=_num_bytes(map(own, student.parameters())) + gathered_bytes(student), gradients=gradients,
         moments=2 * _num_bytes(map(own, trained)), teacher=_num_bytes(map(own, teacher.parameters())) + gathered_bytes(teacher),
         fixed=fixed, per_sample=per_sample, samples=samples, targets=targets,
+        pixels=samples * passes * max(pixel_bytes(one) for one, _ in batches) if on_cpu else 0,
     )  # fmt: skip
+
+
+def pixel_bytes(batch: Batch) -> int:
+    """Bytes of a batch's views, one per pixel and colour."""
+    views = (view for group in batch.groups for view in (group.teacher, group.student, group.local))
+    return sum(view.numel() for view in views if view is not None)
 
 
 def _num_bytes(tensors: Iterable[Tensor]) -> int:
@@ -137,7 +158,7 @@ def trial_batches(data: TrainingSet) -> list[list[Batch]]:
 
 
 def saved_bytes(student: nn.Module, teacher: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of `forward()`, without the networks' own weights.
+    """Bytes that autograd keeps for the backward pass of `forward()`, and those of the networks' images; their weights left out.
 
     Running statistics and random numbers are afterwards as before.
     """
@@ -156,9 +177,17 @@ def saved_bytes(student: nn.Module, teacher: nn.Module, forward: Callable[[], Te
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    def note_images(_: nn.Module, given: Any) -> None:
+        for tensor in tree_leaves(given):
+            if torch.is_tensor(tensor):
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+
     devices = sorted({p.device.index or 0 for p in student.parameters() if p.is_cuda})
+    noting = [network.register_forward_pre_hook(note_images) for network in networks]
     with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
+    for handle in noting:
+        handle.remove()
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -167,8 +196,8 @@ def saved_bytes(student: nn.Module, teacher: nn.Module, forward: Callable[[], Te
 
 def announce_memory(
     student: nn.Module, teacher: nn.Module, data: TrainingSet, loss: Callable[[Batch], Tensor], passes: int
-) -> None:
-    """Log what a step of `passes` passes will need beside what is free; every process takes part."""
+) -> MemoryEstimate:
+    """Log what a step of `passes` passes will need beside what is free, and return it; every process takes part."""
     run, world, device = data.run, ranks.world_size(), next(student.parameters()).device
     samples, copies = run.batch // world // passes, 1 if world == 1 or is_sharded(student) else 2
     trials = trial_batches(data)
@@ -181,34 +210,40 @@ def announce_memory(
         if free is not None and estimate.to_come > free:
             log(
                 f"{run.name}: WARNING: {size(estimate.to_come)} are still to come, more than is free; where it fails, "
-                f"{remedies(run)}"
+                f"{remedies(run, estimate)}"
             )
+    return estimate
 
 
 @contextmanager
-def memory_errors(run: RunConfig, device: torch.device) -> Iterator[None]:
-    """Turn an allocation that failed into one message that says what to lower.
+def memory_errors(run: RunConfig, device: torch.device) -> Iterator[list[MemoryEstimate]]:
+    """Turn an allocation that failed into one message that says what to lower, by the estimate that was put into the list.
 
     Raises:
         MadError: the device or the machine has too little memory.
     """
+    estimates: list[MemoryEstimate] = []
     try:
-        yield
+        yield estimates
     except (MemoryError, RuntimeError) as error:
         if not is_exhaustion(error):
             raise
         free = free_bytes(device)
         known = "" if free is None else f" ({size(free)} are free)"
-        raise MadError(
-            f"runs.{run.name}: not enough memory on {device}{known}; {remedies(run)}; the run then resumes from its last "
-            "checkpoint"
-        ) from error
+        raise MadError(f"runs.{run.name}: not enough memory on {device}{known}; {remedies(run, *estimates)}") from error
 
 
-def remedies(run: RunConfig) -> str:
-    """What would lower a run's need of memory, in the order in which to try it."""
-    micro = run.runtime.micro_batch
-    keys = [f"lower runtime.micro_batch (now {micro or 'the whole share of the batch'})"] if micro != 1 else []
-    keys += ["set runtime.activation_checkpointing: true"] if not run.runtime.activation_checkpointing else []
+def remedies(run: RunConfig, estimate: MemoryEstimate | None = None) -> str:
+    """What would lower a run's need of memory, in the order in which to try it; `runtime` keys leave it the same run."""
+    micro, fewer = run.runtime.micro_batch, "fewer head.prototypes"
+    if estimate is not None and estimate.is_of_targets:  # of all passes, whatever their number
+        keys = ["share the teacher's targets over more GPUs or machines (runtime.processes, --nodes)"]
+        fewer += (
+            f"{' or ibot.prototypes' if run.ibot.weight and run.ibot.head == 'separate' else ''}, or a smaller batch"
+        )
+    else:
+        keys = [f"lower runtime.micro_batch (now {micro or 'the whole share of the batch'})"] if micro != 1 else []
+        keys += ["set runtime.activation_checkpointing: true"] if not run.runtime.activation_checkpointing else []
     keys += ["set runtime.parallel: fsdp"] if ranks.world_size() > 1 and run.runtime.parallel != "fsdp" else []
-    return ", or ".join([*keys, "take a smaller backbone or fewer head.prototypes"])
+    resumes = f"{', or '.join(keys)}: the run then resumes from its last checkpoint; or " if keys else ""
+    return f"{resumes}train another run with a smaller backbone or {fewer}"

@@ -169,7 +169,7 @@ def check_finite(value: Tensor, name: str, step: int, places: Places) -> None:
         slides = ", ".join(sorted({slide.slide_id for slide, _ in places})[:10])
         raise MadError(
             f"mixers.{name}: loss or gradient is not finite at step {step}, before the weights were changed; slides: {slides}. "
-            "Lower lr and run again"
+            "Lower lr, move this mixer's checkpoints/ away and run again: it starts anew"
         )
 
 

@@ -7,8 +7,8 @@ spreads the student's views sees one pass of all processes, which `spread_note` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -136,6 +136,24 @@ def checkpoint_activations(backbone: nn.Module) -> None:
         # Bound, not closed over, so that a copy of the network runs its own blocks.
         forward = getattr(block.forward, "__func__", type(block).forward)
         block.forward = MethodType(partial(_recomputed, forward), block)  # type: ignore[method-assign]
+
+
+@contextmanager
+def first_block_kept(backbone: nn.Module) -> Iterator[None]:
+    """Within it the first checkpointed block keeps what it computes, as each does in its turn while its gradient is computed."""
+    for block in backbone.modules():
+        recomputed = block.forward
+        forward = getattr(recomputed, "__func__", None)
+        if isinstance(forward, partial) and forward.func is _recomputed:
+            block.forward = MethodType(forward.args[0], block)  # type: ignore[method-assign]
+            break
+    else:
+        yield
+        return
+    try:
+        yield
+    finally:
+        block.forward = recomputed  # type: ignore[method-assign]
 
 
 def _recomputed(forward: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
