@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from mad.files import MadError, read_json, write_json, write_parquet
 from mad.models.distill import DistillNetwork
 from mad.models.initial import common_licence
+from mad.models.vit import build_backbone
+from mad.models.weights import load_weights
 from mad.stages import embed, train
 from mad.training import loop
 from mad.training.data import TrainingSet
@@ -180,6 +182,10 @@ def test_the_student_learns_and_the_average_is_exported(fresh):
     assert (
         rates[0] == pytest.approx(1.5e-3) and max(rates) == pytest.approx(3e-3) and rates[-1] < 1e-5
     )  # a cosine to its end
+    (run_folder,) = (fresh / "train").glob("*/checkpoints")
+    backbone = build_backbone(config.runs[0].backbone, config.tile.tile_px)
+    loaded = load_weights(backbone, max(run_folder.glob("step_*.pt")))
+    assert loaded.heads == ("global_head", "local_head"), "what another run starts from by `init: file:`"
 
 
 @pytest.mark.parametrize("cache", [True, False])

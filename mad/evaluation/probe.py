@@ -24,8 +24,7 @@ from mad.evaluation.standardised import StandardisedRows, standardisation, stand
 from mad.metrics.rows import Features, as_tensor, refuse_not_finite
 
 Device = str | torch.device
-AHEAD = 64
-"""Steps whose batches are drawn at once."""
+AHEAD = 64  # steps whose batches are drawn at once
 
 
 @dataclass(frozen=True, kw_only=True)

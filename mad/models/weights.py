@@ -30,7 +30,17 @@ from mad.files import MadError, Pathlike
 from mad.models.tensors import Tensors, read_tensors, some_names
 
 # What a checkpoint may hold beside its backbone: Meta's heads, classifiers, and what mad.models.heads.Network has.
-HEADS = ("dino_head", "ibot_head", "head", "classifier", "patch_head", "centre", "patch_centre")
+HEADS = (
+    "dino_head",
+    "ibot_head",
+    "head",
+    "classifier",
+    "patch_head",
+    "centre",
+    "patch_centre",
+    "global_head",
+    "local_head",
+)
 META = [
     (r"^register_tokens$", "reg_token"),
     (r"^blocks\.\d+\.(\d+)\.(?=norm|attn|ls|mlp)", r"blocks.\1."),  # in a chunk a block keeps its own number

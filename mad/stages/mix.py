@@ -4,8 +4,8 @@ Reads `tile/*.parquet` and `embed/{encoder}/dense/`; writes `mix/{name}/`: recip
 curves.png, for each slide of the cohort {slide}.npy and {slide}.parquet (docs/data-contracts.md), and, last, summary.json.
 The mixer learns on slides of the train split alone; slides of every split get tokens.
 
-As in stage `train`, the same run resumes, another recipe or other data moves what there is to `archive/`, and on SIGTERM or
-Ctrl-C the stage saves a checkpoint and leaves with code 75.
+As in stage `train`, the same run resumes, another recipe or other data moves a finished mixer to `archive/` and is refused over an
+unfinished one, and on SIGTERM or Ctrl-C the stage saves a checkpoint and leaves with code 75.
 """
 
 from __future__ import annotations

@@ -151,7 +151,9 @@ def _cut(config: Config, row: SlideRow, selected: pd.DataFrame, folder: Path) ->
 
 def _write_tars(config: Config, slide: AlignedSlide, selected: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, Tars]:
     ladder, options = slide.grid.ladder, config.shard
-    column = {name: selected[name].to_numpy(object) for name in COLUMNS[:6]}  # pandas' strings go one by one ten times as slowly
+    column = {
+        name: selected[name].to_numpy(object) for name in COLUMNS[:6]
+    }  # pandas' strings go one by one ten times as slowly
     index = [parse_tile_id(name)[1] for name in column["tile_id"]]
     sample_of = list(zip(column["kind"], column["split"], column["sample_id"], strict=True))
     part = [_part(*entry, options.format) for entry in zip(column["role"], column["position"], strict=True)]
