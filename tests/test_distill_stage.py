@@ -185,7 +185,7 @@ def test_the_student_learns_and_the_average_is_exported(fresh):
     (run_folder,) = (fresh / "train").glob("*/checkpoints")
     backbone = build_backbone(config.runs[0].backbone, config.tile.tile_px)
     loaded = load_weights(backbone, max(run_folder.glob("step_*.pt")))
-    assert loaded.heads == ("global_head", "local_head"), "what another run starts from by `init: file:`"
+    assert loaded.left_out == ("global_head", "local_head"), "what another run starts from by `init: file:`"
 
 
 @pytest.mark.parametrize("cache", [True, False])
