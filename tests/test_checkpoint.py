@@ -1,6 +1,7 @@
 """Checkpoints: whole, pruned to two, refused for another run."""
 
 import errno
+import struct
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,17 @@ def test_an_unreadable_file_falls_back_to_the_one_before(tmp_path, capfd):
     (tmp_path / "step_0000005.pt").write_bytes(b"")
     with pytest.raises(MadError, match="none of 2"):
         checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})
+
+
+def test_a_flipped_bit_falls_back_to_the_one_before(tmp_path, capfd):
+    for step in (3, 6):
+        checkpoint.save(tmp_path, step, {"identity": {}, "weights": torch.full((1000,), float(step))})
+    path = tmp_path / "step_0000006.pt"
+    data = bytearray(path.read_bytes())
+    data[data.index(struct.pack("<f", 6.0) * 10) + 400] ^= 1
+    path.write_bytes(data)
+    assert torch.equal(checkpoint.load_latest(tmp_path, {})["weights"], torch.full((1000,), 3.0))
+    assert "step_0000006.pt is passed over" in capfd.readouterr().err
 
 
 def test_leftovers_of_a_killed_save_are_removed_and_checkpoints_stay(tmp_path):
