@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="`mad` alone, on memory-mapped embeddings")
     parser.add_argument("--folder", type=Path, help="where --large keeps the embeddings")
     parser.add_argument("--queries", type=int, help="test tiles of k-NN under --large; not given: all of them")
+    parser.add_argument("--only", default="", help="of --large: protocols whose name begins so, as k-NN")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -347,7 +348,7 @@ def large(shape: tuple[int, int], arguments: argparse.Namespace) -> None:
             f"k-NN, 6 banks, {len(ours.queries)} queries": lambda: ours.knn(copies),
         }  # fmt: skip
         total = 0.0
-        for name, call in steps.items():
+        for name, call in ((name, call) for name, call in steps.items() if name.startswith(arguments.only)):
             with Memory() as memory:
                 begin = time.perf_counter()
                 found = call()
