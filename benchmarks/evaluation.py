@@ -114,7 +114,8 @@ class Ours:
         return probe.weight[0].T.numpy(), probe.bias[0, 0].numpy(), strength
 
     def dbi(self, clusters: NDArray) -> list[float]:
-        return [davies_bouldin(self.cohort.features, labels) for labels in (clusters, self.cohort.codes)]
+        of = (clusters, self.cohort.codes)
+        return [davies_bouldin(self.cohort.features, labels, device=self.device) for labels in of]
 
     def ami(self, clusters: NDArray) -> list[float]:
         table = np.zeros((CLASSES, CLASSES), np.int64)
@@ -122,7 +123,7 @@ class Ours:
         return adjusted_mutual_information(table[None]).tolist()
 
     def pca(self) -> Any:
-        found = fit_pca(self.cohort.features, 2)
+        found = fit_pca(self.cohort.features, 2, device=self.device)
         return found.components, found.explained
 
     def cosines(self) -> list[float]:

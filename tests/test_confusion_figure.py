@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mad.reporting.confusion_figure import confusion_figure, draw_confusion
+from mad.reporting.confusion_figure import confusion_figures, draw_confusion
 
 CLASSES = ["Gray Matter", "White Matter", "Leptomeninges", "Superficial Cortex", "Background", "Vessel", "Artefact"]
 
@@ -28,7 +28,7 @@ def test_it_is_legible_on_a_printed_page(num_encoders: int, num_classes: int) ->
     counts = {
         f"encoder-{n}": rng.integers(0, 5000, (num_classes, num_classes)).astype(float) for n in range(num_encoders)
     }
-    figure = draw_confusion(counts, CLASSES[:num_classes])
+    figure = draw_confusion(counts, CLASSES[:num_classes], "the paper's linear probe")
     assert figure.get_size_inches()[0] <= 7.5 and len(panels_of(figure)) == num_encoders
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
@@ -53,7 +53,7 @@ def test_it_is_legible_on_a_printed_page(num_encoders: int, num_classes: int) ->
 
 def test_rows_are_the_truth_and_sum_to_one() -> None:
     counts = np.array([[6.0, 2, 0], [1, 1, 2], [0, 0, 0]])
-    (axis,) = panels_of(figure := draw_confusion({"a": counts}, ["x", "y", "z"]))
+    (axis,) = panels_of(figure := draw_confusion({"a": counts}, ["x", "y", "z"], "a probe"))
     written = {text.get_position()[::-1]: text.get_text() for text in axis.texts}
     assert [written[0, c] for c in range(3)] == ["0.75", "0.25", "0.00"]
     assert [written[1, c] for c in range(3)] == ["0.25", "0.25", "0.50"]
@@ -68,10 +68,15 @@ def test_the_figure_is_of_what_the_json_holds(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(
         "mad.reporting.confusion_figure.draw_confusion", lambda *told: drawn.append(told) or draw_confusion(*told)
     )
-    done = {"status": "ok", "classes": ["x", "y"], "sound": {"confusion": [[[3, 1], [0, 2]]]}}
+    runs = {"sound": [[[3, 1], [0, 2]]], "linear": [[[4, 0], [1, 1]], [[2, 2], [0, 2]]]}
+    done = {"status": "ok", "classes": ["x", "y"], **{probe: {"confusion": counts} for probe, counts in runs.items()}}
     reports = {"a": {"classification": done}, "b": {"classification": {"status": "absent"}}, "c": {}}
-    confusion_figure(reports, tmp_path / "a.png")
-    ((panels, classes),) = drawn
-    assert list(panels) == ["a"] and np.array_equal(panels["a"], [[3, 1], [0, 2]]) and classes == ["x", "y"]
-    confusion_figure({"c": {}}, tmp_path / "f.png")
-    assert Image.open(tmp_path / "f.png").height == 200, "a line of text"
+    confusion_figures(reports, tmp_path)
+    for (panels, classes, probe), (name, mean) in zip(
+        drawn, {"sound": [[3, 1], [0, 2]], "linear": [[3, 1], [0.5, 1.5]]}.items(), strict=True
+    ):
+        assert list(panels) == ["a"] and np.array_equal(panels["a"], mean) and classes == ["x", "y"] and name in probe
+    names = ("confusion.png", "confusion_linear.png")
+    assert all(Image.open(tmp_path / name).height > 200 for name in names)
+    confusion_figures({"c": {}}, tmp_path)
+    assert all(Image.open(tmp_path / name).height == 200 for name in names), "a line of text"

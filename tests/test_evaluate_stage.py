@@ -15,6 +15,7 @@ from fake_results import fake_config, fake_results
 
 from mad.config.evaluation import PROTOCOLS
 from mad.files import MadError, read_parquet, write_json, write_parquet
+from mad.reporting.map_table import map_table
 from mad.reporting.scale_tables import scale_table, site_table
 from mad.reporting.tables import table3, table4, table5
 from mad.stages import evaluate, report
@@ -113,7 +114,7 @@ def test_tables_print_what_the_json_holds(whole: Path) -> None:
     assert "| tile | 1 | 3.5 | 3.5 | – | 120 |" in (whole / "report" / "tables" / "time.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["table3", "table4", "table5", "scales", "sites"])
+@pytest.mark.parametrize("name", ["table3", "table4", "table5", "scales", "sites", "maps"])
 def test_every_number_is_found_in_its_json(whole: Path, name: str) -> None:
     """Column by column: the CSV's number, spread and interval stand at the column's source; Markdown names the place."""
     reports = report.read_reports(whole, ["mad", "shifted", "absent"])
@@ -124,6 +125,7 @@ def test_every_number_is_found_in_its_json(whole: Path, name: str) -> None:
         "table5": lambda: table5(list(reports), reports),
         "scales": lambda: scale_table(list(reports), reports),
         "sites": lambda: site_table(list(reports), reports),
+        "maps": lambda: map_table(list(reports), reports),
     }[name]()
     frame = pd.read_csv(whole / "report" / "tables" / f"{name}.csv").set_index("encoder")
     text = (whole / "report" / "tables" / f"{name}.md").read_text()
@@ -136,7 +138,7 @@ def test_every_number_is_found_in_its_json(whole: Path, name: str) -> None:
             part: Any = read(whole, encoder)[column.source[0]]
             boot: Any = part
             for key in column.source[1:]:
-                part = part[key]
+                part = part[int(key) if isinstance(part, list) else key]
             stored, printed = part["mean"] if isinstance(part, dict) else part, frame.loc[encoder, column.key]
             assert np.isnan(printed) if stored is None else printed == pytest.approx(column.scale * stored), column.key
             numbers += stored is not None
@@ -145,7 +147,8 @@ def test_every_number_is_found_in_its_json(whole: Path, name: str) -> None:
                     boot = boot[key]
                 assert boot is None and f"{column.key} low" not in frame  # two test patients
     assert numbers > len(columns)
-    assert "an interval needs 5" in text and "± nan" not in text
+    why = "No intervals: every map is of one slide." if name == "maps" else "an interval needs 5"
+    assert why in text and "± nan" not in text
 
 
 def test_intervals_are_printed_for_everything_but_what_cannot_have_one(tmp_path: Path) -> None:
@@ -186,7 +189,13 @@ def test_intervals_are_printed_for_everything_but_what_cannot_have_one(tmp_path:
 
 
 def test_figures_are_drawn_even_without_the_slide(whole: Path) -> None:
-    for name in ("figure3_pca.png", "figure4_segmentation.png", "scale_matrix.png", "confusion.png"):
+    for name in (
+        "figure3_pca.png",
+        "figure4_segmentation.png",
+        "scale_matrix.png",
+        "confusion.png",
+        "confusion_linear.png",
+    ):
         assert (whole / "report" / "figures" / name).stat().st_size > 20_000
 
 

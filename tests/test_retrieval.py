@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
 
-from mad.metrics.retrieval import retrieval_at
+from mad.metrics import retrieval
+from mad.metrics.cosine import unit
+from mad.metrics.retrieval import least_difference, retrieval_at
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -78,6 +80,55 @@ def test_a_shared_offset_hides_nothing() -> None:
     queries = candidates[:10] + 0.01 * generator.normal(size=(10, 16))
     hits, _ = retrieval_at(queries, candidates, np.arange(10), np.arange(40))
     assert (hits == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_float32_cannot_order_is_asked_again(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cosines that differ in the seventh digit, against brute force in float64."""
+    generator = np.random.default_rng(seed)
+    centre = generator.normal(size=64)
+    queries, candidates = (centre + 2e-3 * generator.normal(size=(rows, 64)) for rows in (300, 200))
+    query_key, candidate_key = generator.integers(0, 20, 300), generator.integers(0, 20, 200)
+    nearest = (-cosine_similarity(queries, candidates)).argsort(1)
+    expected = [(candidate_key[nearest[:, :k]] == query_key[:, None]).any(1) for k in (1, 5)]
+    assert (retrieval_at(queries, candidates, query_key, candidate_key)[0] == expected).all()
+    monkeypatch.setattr(retrieval, "least_difference", lambda dim: 0.0)
+    assert (retrieval_at(queries, candidates, query_key, candidate_key)[0] != expected).any(), (
+        "this is hard for float32"
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_among_close_candidates_equal_float64_throughout(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies, near copies and others, so that some queries are decided in float32 and some ties decide the last places."""
+    generator = np.random.default_rng(seed)
+    places = generator.normal(size=(40, 32))
+    candidates = np.concatenate([places, places, places + 1e-7 * generator.normal(size=(40, 32)), -places]).astype("f4")
+    queries = (places[:30] + generator.normal(size=(30, 32))).astype("f4")
+    keys = generator.integers(0, 10, 30), generator.integers(0, 10, 160)
+    asked: list[int] = []
+    real = retrieval._exact
+    monkeypatch.setattr(retrieval, "_exact", lambda *given: asked.append(len(given[0])) or real(*given))
+    found = retrieval_at(queries, candidates, *keys, ks=(1, 4, 5))
+    monkeypatch.setattr(retrieval, "least_difference", lambda dim: np.inf)
+    assert np.array_equal(found, retrieval_at(queries, candidates, *keys, ks=(1, 4, 5)))
+    assert 0 < asked[0] <= 30 and asked[1:] == [30] and ((found[0] > 0) & (found[0] < 1)).any()
+
+
+def test_clear_queries_are_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "_exact", None)
+    angle = np.linspace(0, 1.5, 8)
+    candidates = np.stack([np.cos(angle), np.sin(angle)], 1)
+    hits, _ = retrieval_at(candidates[[0, 0, 7]], candidates, np.array([0, 1, 5]), np.arange(8), ks=(1, 3, 9))
+    assert hits.tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("dim", [1, 6, 768, 4096])
+def test_float32_errs_less_than_is_assumed(dim: int) -> None:
+    generator = np.random.default_rng(dim)
+    one, other = (unit(np.abs(generator.normal(size=(200, dim)))) for _ in range(2))  # one sign: errors add up
+    error = np.abs(one.astype(np.float32) @ other.astype(np.float32).T - one @ other.T).max()
+    assert 0 <= 2 * error < least_difference(dim) < 1e-3
 
 
 @pytest.mark.parametrize("side", [0, 1])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mad.cli import app
 from mad.evaluation.duplicates import UNIFORM
-from mad.evaluation.tile_table import check_images, embedded_tiles, image_facts, read_image
+from mad.evaluation.tile_table import check_images, embedded_tiles, image_facts, read_image, uniform_twins
 from mad.evaluation.tile_table import read_tile_table as read_any
 from mad.files import MadError, read_json, to_json
 from mad.reporting.scale_figure import scale_figure
@@ -30,9 +30,14 @@ def read_text(folder, text):
     return read_tile_table(folder / "tiles.csv")
 
 
+def facts_of(table, folder):
+    """Of what is in the files now."""
+    return pd.DataFrame([image_facts(read_image(folder / name)) for name in table["path"]])
+
+
 def check(table, folder):
     """The side, of what is in the files now."""
-    return check_images(table, pd.DataFrame([image_facts(read_image(folder / name)) for name in table["path"]]))
+    return check_images(table, facts_of(table, folder))
 
 
 def make_table(folder, *, side=24):
@@ -95,6 +100,14 @@ def test_a_table_of_images_runs_every_protocol(tmp_path):
     with Image.open(tmp_path / table["path"][0]) as image:
         assert vectors[0, :3] == pytest.approx(np.asarray(image).mean(axis=(0, 1)) / 255, abs=1e-5)
     assert (folder / "tables" / "table5.md").exists()
+
+
+def test_glass_in_two_splits_is_counted_in_every_json(tmp_path):
+    table = make_table(tmp_path)
+    for split in ("train", "test"):
+        Image.new("RGB", (24, 24), "white").save(tmp_path / table["path"][table["split"] == split].iloc[-1])
+    _, reports, _ = evaluate_table(tmp_path, probe_steps=5, runs=1)
+    assert [report["duplicates"] for report in reports.values()] == [{"uniform": 2}] * len(reports)
 
 
 def test_without_parents_table_5_and_the_scale_matrix_are_there(tmp_path):
@@ -198,6 +211,10 @@ def test_twins_in_two_splits_are_named_together_and_glass_is_none(tmp_path):
     for name in (train[3], test[3]):
         Image.fromarray(faint).save(tmp_path / name)
     assert image_facts(faint)["blur"] < UNIFORM and check(table, tmp_path) == 24
+    Image.new("RGB", (24, 24), "black").save(tmp_path / train[4])  # without a twin
+    for name in train[5:7]:
+        Image.new("RGB", (24, 24), "red").save(tmp_path / name)  # within one split
+    assert uniform_twins(table, facts_of(table, tmp_path)) == 3 + 2 + 2
     for a, b in zip(train[10:22], test[10:22], strict=True):
         (tmp_path / b).write_bytes((tmp_path / a).read_bytes())
     with pytest.raises(MadError, match="12 pair") as fault:

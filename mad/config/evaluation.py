@@ -58,7 +58,7 @@ class EvaluationConfig(Section):
     segmentation_magnifications: list[float] = [10, 40]
     """Magnifications of Figure 4: every tile of its slides is embedded at these."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where similarities, probes and clusters are computed; `auto` takes a GPU where there is one."""
+    """Where similarities, probes, clusters and covariances are computed; `auto` takes a GPU where there is one."""
     threads: int = Field(2, ge=1)
     """CPUs of each job of the workflow that embeds or evaluates an encoder. With 1, many small encoders go side by side."""
 

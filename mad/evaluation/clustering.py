@@ -64,7 +64,7 @@ def evaluate_clustering(
         "n": {"tiles": len(test)},
         "patients": {"test": data.num_patients(test)},
         "global": cluster(features, test, seeds),
-        "dbi_classes": plain(davies_bouldin(features, data.codes[test])),
+        "dbi_classes": plain(davies_bouldin(features, data.codes[test], device=device)),
         "by_magnification": by_magnification,
         "unit": cluster(unit, test, seeds[:1]),
     }
@@ -91,7 +91,7 @@ def cluster_scores(
         config: for the starts and the bootstrap.
         seeds: of the runs.
         resample_seed: of the bootstrap.
-        device: of the distances.
+        device: of the distances, K-Means' and DBI's.
     """
     found = [kmeans(features, k, starts=config.kmeans_starts, seed=seed, device=device) for seed in seeds]
     names, patient = np.unique(patients, return_inverse=True)
@@ -105,7 +105,7 @@ def cluster_scores(
     every = np.concatenate([clusters.inertias for clusters in found])
     return {
         "ami": spread(adjusted_mutual_information(tables.sum(0))),
-        "dbi": spread([davies_bouldin(features, c.labels) for c in found]),
+        "dbi": spread([davies_bouldin(features, c.labels, device=device) for c in found]),
         "inertia": spread([clusters.inertia for clusters in found]),
         "worst_start": float(every.max() / best - 1) if best > 0 else 0.0,
         "bootstrap": patient_intervals(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.consistency import test_pairs
@@ -13,7 +14,9 @@ from mad.evaluation.data import Embedded
 from mad.metrics.pca import fit_pca
 
 
-def projection(data: Embedded, config: EvaluationConfig, *, seed: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+def projection(
+    data: Embedded, config: EvaluationConfig, *, seed: int, device: str | torch.device = "cpu"
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The first two principal components of all test tiles of the transition, for a draw of its pairs.
 
     Returns:
@@ -22,7 +25,7 @@ def projection(data: Embedded, config: EvaluationConfig, *, seed: int) -> tuple[
     """
     pairs, labelled = test_pairs(data, config.transition)
     parent_rows, child_rows = np.unique(pairs["parent"]), pairs["child"].to_numpy()
-    pca = fit_pca(data.features[np.concatenate([parent_rows, child_rows])], 2)
+    pca = fit_pca(data.features[np.concatenate([parent_rows, child_rows])], 2, device=device)
     generator = np.random.default_rng(seed)
     codes = data.codes[parent_rows] if labelled else np.zeros(len(parent_rows), np.int64)
     shuffled = generator.permutation(len(parent_rows))

@@ -188,6 +188,17 @@ def check_images(table: pd.DataFrame, facts: pd.DataFrame) -> int:
     return side
 
 
+def uniform_twins(table: pd.DataFrame, facts: pd.DataFrame) -> int:
+    """Tiles without structure that show the same pixels as one of another split, which `check_images` lets be.
+
+    Args:
+        table: of `read_tile_table`.
+        facts: of `image_facts`, row for row.
+    """
+    flat = table.loc[(facts["blur"] < UNIFORM).to_numpy(), ["split"]].assign(sha256=facts["sha256"])
+    return int((flat.groupby("sha256")["split"].transform("nunique") > 1).sum())
+
+
 def embedded_tiles(table: pd.DataFrame, features: NDArray[np.float32], background: str | None) -> Embedded:
     """A checked table and its embeddings [n, d] as the protocols take them; classes are the labels in order of their names."""
     classes = sorted(table["label"].dropna().unique())

@@ -133,7 +133,7 @@ def _table5(
     variants: dict[str, Any] = {}
     background = -1 if data.background_code is None else data.background_code
     by_patient: Sums = {"background": np.array(background)}
-    for suffix, fine_features in (("", tested["fine"]), *_aligned(data, config.transition, tested["fine"])):
+    for suffix, fine_features in (("", tested["fine"]), *_aligned(data, config.transition, tested["fine"], device)):
         for name, probe in probes.items():
             guess = {"coarse": coarse_guess[name], "fine": probe.predict(fine_features, device=device)}
             scores = variants[name + suffix] = transfer_scores(
@@ -275,10 +275,12 @@ def test_tiles(
     return test, np.concatenate([place, np.full(len(glass[fine]), -1)])
 
 
-def _aligned(data: Embedded, transition: tuple[float, float], features: NDArray) -> Iterator[tuple[str, NDArray]]:
+def _aligned(
+    data: Embedded, transition: tuple[float, float], features: NDArray, device: str | torch.device
+) -> Iterator[tuple[str, NDArray]]:
     """Fine embeddings carried onto the coarse ones by the training tiles of both, labelled or not: (suffix, features)."""
     coarse, fine = (data.rows("train", magnification, labelled=False) for magnification in transition)
     if len(coarse) and len(fine):
-        target, source = moments(data.features[coarse]), moments(data.features[fine])
+        target, source = (moments(data.features[rows], device=device) for rows in (coarse, fine))
         yield "_matched", match_moments(source, target)(features)
         yield "_coral", coral(source, target)(features)

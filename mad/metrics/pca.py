@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mad.metrics.moments import Floats, moments
@@ -30,8 +31,10 @@ class Pca:
         return np.concatenate(blocks) if blocks else np.empty((0, len(self.components)))
 
 
-def fit_pca(features: NDArray, num_components: int = 2, *, chunk: int = 2048) -> Pca:
-    """The leading `num_components` (at most d) principal axes of features [n, d].
+def fit_pca(
+    features: NDArray, num_components: int = 2, *, chunk: int = 2048, device: str | torch.device = "cpu"
+) -> Pca:
+    """The leading `num_components` (at most d) principal axes of features [n, d]; the covariance is computed on the device.
 
     Raises:
         ValueError: fewer than two rows, or one that is not finite.
@@ -39,7 +42,7 @@ def fit_pca(features: NDArray, num_components: int = 2, *, chunk: int = 2048) ->
     num_rows = len(features)
     if num_rows < 2:
         raise ValueError(f"principal components need two rows or more, got {num_rows}")
-    found = moments(features, chunk)
+    found = moments(features, chunk, device=device)
     covariance = found.covariance * (num_rows / (num_rows - 1))
     variance, vectors = np.linalg.eigh(covariance)
     components = vectors[:, ::-1][:, :num_components].T

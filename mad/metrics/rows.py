@@ -47,6 +47,12 @@ def as_tensor(rows: Features) -> Tensor:
     )  # torch warns of arrays mapped for reading
 
 
+def as_double(rows: NDArray, device: str | torch.device) -> Tensor:
+    """float64 tensor of an array on a device, a copy in any case."""
+    dtype = np.float64 if torch.device(device).type == "cpu" else None  # float32 halves the way to a GPU
+    return torch.from_numpy(np.array(rows, dtype)).to(device).double()
+
+
 def chunks(num_rows: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` rows, in order."""
     for start in range(0, num_rows, size):

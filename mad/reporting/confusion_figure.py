@@ -1,9 +1,10 @@
-"""What is taken for what: the confusion matrix of every encoder's sound probe, a panel each."""
+"""What is taken for what: the confusion matrices of the sound probe and of the paper's linear probe, a panel per encoder."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,28 +17,33 @@ from mad.reporting.heat_map import LABEL_PT, TICK_PT, TITLE_PT, Floats, draw_hea
 
 CELL_IN = 0.36
 PAGE_IN = 7.2
+FIGURES = {"confusion": ("sound", "the sound probe"), "confusion_linear": ("linear", "the paper's linear probe")}
+"""File name: the classifier's key in classification.json, and what it is called."""
 
 
-def confusion_figure(reports: Reports, path: Pathlike) -> None:
-    """Draw `sound.confusion` of every encoder's classification.json; those without one have no panel."""
+def confusion_figures(reports: Reports, folder: Pathlike) -> None:
+    """Draw `FIGURES` from `confusion` of every encoder's classification.json, the mean of its runs; without one it has no panel."""
     first = first_report(reports, "classification")
-    panels = {
-        encoder: np.array(found, np.float64).sum(axis=0)
-        for encoder, parts in reports.items()
-        if (found := lookup(parts.get("classification"), ("sound", "confusion")))
-    }
-    if first is None or not panels:
-        save_message("No encoder was tested on labelled tiles: Table 3 tells why.", path)
-        return
-    save(draw_confusion(panels, first["classes"]), path)
+    for name, (probe, title) in FIGURES.items():
+        panels = {
+            encoder: np.array(found, np.float64).mean(axis=0)
+            for encoder, parts in reports.items()
+            if (found := lookup(parts.get("classification"), (probe, "confusion")))
+        }
+        path = Path(folder) / f"{name}.png"
+        if first is None or not panels:
+            save_message("No encoder was tested on labelled tiles: Table 3 tells why.", path)
+        else:
+            save(draw_confusion(panels, first["classes"], title), path)
 
 
-def draw_confusion(panels: Mapping[str, Floats], classes: list[str]) -> Any:
+def draw_confusion(panels: Mapping[str, Floats], classes: list[str], probe: str) -> Any:
     """A heat map per encoder under one colour scale: rows are the truth, as shares that sum to 1, columns what was said.
 
     Args:
         panels: encoder -> counts of test tiles [truth, said].
         classes: of rows and columns; under a row's name stands the number of its tiles, of one without tiles there are dashes.
+        probe: who says it, as the axis tells.
     """
     names = [textwrap.fill(name, 14) for name in classes]
     side = CELL_IN * len(classes)
@@ -65,8 +71,7 @@ def draw_confusion(panels: Mapping[str, Floats], classes: list[str]) -> Any:
                 axis.set_yticks([])
             below = number + columns >= len(panels)
             axis.set_xticks(range(len(names)), names if below else [""] * len(names), rotation=90, fontsize=TICK_PT)
-            if below:
-                axis.set_xlabel("said", fontsize=LABEL_PT)
+        figure.supxlabel(f"said by {probe}", fontsize=LABEL_PT)
         bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, aspect=18 * lines)
         bar.set_label("share of a class's test tiles", fontsize=LABEL_PT)
         bar.ax.tick_params(labelsize=TICK_PT, length=2)

@@ -10,11 +10,13 @@ def map_table(encoders: list[str], reports: Reports) -> Table:
     """A block per slide and magnification: mean IoU of tiles and of pixels, boundary F-score, fragments."""
     rows: list[Row] = []
     found: dict[str, int | None] = {}
+    numbers: dict[str, set[int]] = {}
     for encoder in encoders:
         report, reason = find_report(reports, encoder, "segmentation")
         cells: dict[str, Cell] = {}
-        for line in report["maps"] if report else []:
+        for number, line in enumerate(report["maps"] if report else []):
             place = f"{line['slide_id']} {line['magnification']:g}x"
+            numbers.setdefault(place, set()).add(number)
             broken = line["fragments"] or {"true": None, "predicted": None}
             found[place] = broken["true"]
             values = {
@@ -23,16 +25,18 @@ def map_table(encoders: list[str], reports: Reports) -> Table:
             }  # fmt: skip
             cells |= {f"{place} {key}": Cell(value=value) for key, value in values.items()}
         rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason or "no slide was mapped"))
+    # The n-th map of one encoder is not that of another where embeddings of a slide lack.
+    lines = {place: " or ".join(map(str, sorted(known))) for place, known in numbers.items()}
     blocks = [
         Block(
             title=f"{place} ({'no labels' if true is None else f'{true} true fragments'})",
             columns=[
-                _score(place, "iou", "Tile mIoU ↑", "mean_iou"),
-                _score(place, "pixel iou", "Pixel mIoU ↑", "pixel", "mean_iou"),
-                _score(place, "pixel dice", "Pixel mDice ↑", "pixel", "mean_dice"),
-                _score(place, "boundary", "Boundary F ↑", "boundary_f"),
-                _count(place, "fragments", "Fragments", "fragments", "predicted"),
-                _count(place, "n", "n tiles", "scored"),
+                _score(place, "iou", "Tile mIoU ↑", lines[place], "mean_iou"),
+                _score(place, "pixel iou", "Pixel mIoU ↑", lines[place], "pixel", "mean_iou"),
+                _score(place, "pixel dice", "Pixel mDice ↑", lines[place], "pixel", "mean_dice"),
+                _score(place, "boundary", "Boundary F ↑", lines[place], "boundary_f"),
+                _count(place, "fragments", "Fragments", lines[place], "fragments", "predicted"),
+                _count(place, "n", "n tiles", lines[place], "scored"),
             ],
         )
         for place, true in found.items()
@@ -44,7 +48,7 @@ def map_table(encoders: list[str], reports: Reports) -> Table:
 
 
 def _score(place: str, key: str, header: str, *path: str) -> Column:
-    """A score of one map; `path` are its keys in the map's line of segmentation.json."""
+    """A score of one map; `path` is its place in the maps of segmentation.json: the map's number, from 0, and keys."""
     return Column(key=f"{place} {key}", header=header, digits=3, best="max", source=("segmentation", "maps", *path))
 
 

@@ -77,7 +77,7 @@ def run(config: Config, encoder: str) -> None:
         if not report["labelled"]:
             for line in slide_lines(report["slides"]):
                 log(f"evaluate {encoder}: {line}")
-        coordinates, report["pca"] = projection(data, config.evaluate, seed=config.seed)
+        coordinates, report["pca"] = projection(data, config.evaluate, seed=config.seed, device=device)
         write_parquet(folder / "pca.parquet", coordinates)
         return report
 

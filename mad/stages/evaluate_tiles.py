@@ -26,7 +26,7 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
     from mad.evaluation.data import plain
     from mad.evaluation.magnification import evaluate_magnification
     from mad.evaluation.sites import evaluate_sites
-    from mad.evaluation.tile_table import check_images, embedded_tiles, read_tile_table
+    from mad.evaluation.tile_table import check_images, embedded_tiles, read_tile_table, uniform_twins
     from mad.evaluation.transfer import evaluate_transfer
     from mad.models.encoders import load_encoder
     from mad.reporting.scale_tables import scale_table, site_table
@@ -63,6 +63,7 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
     common = {
         "encoder": encoder, "spec": config.encoder(encoder).spec, "seed": config.seed, "split_by": "patient",
         "dim": features.shape[1], "dropped": {}, "audit": model.audit, "table_sha256": sha256_file(table_path),
+        "duplicates": {"uniform": uniform_twins(table, facts)},
     }  # fmt: skip
     reports = {}
     for name, compute in protocols.items():

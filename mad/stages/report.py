@@ -34,7 +34,7 @@ def run(config: Config) -> None:
         MadError: there is no cohort table.
     """
     from mad.reporting.composition import table2
-    from mad.reporting.confusion_figure import confusion_figure
+    from mad.reporting.confusion_figure import confusion_figures
     from mad.reporting.map_table import map_table
     from mad.reporting.noninferiority import noninferiority_table
     from mad.reporting.provenance import provenance, provenance_page
@@ -82,13 +82,13 @@ def run(config: Config) -> None:
     _fields(config)
     _figure3(config, reports)
     _figure4(config, slides, facts, reports)
-    for name, draw in (("scale_matrix", scale_figure), ("confusion", confusion_figure)):
-        draw(reports, results / "report" / "figures" / f"{name}.png")
+    scale_figure(reports, results / "report" / "figures" / "scale_matrix.png")
+    confusion_figures(reports, results / "report" / "figures")
     found = provenance(config)
     write_json(results / "report" / "provenance.json", found)
     with atomic_path(results / "report" / "provenance.html") as temporary:
         temporary.write_text(provenance_page(found), encoding="utf-8")
-    log(f"report: {len(tables)} tables and 4 figures in {results / 'report'}")
+    log(f"report: {len(tables)} tables and 5 figures in {results / 'report'}")
 
 
 def read_reports(results: Path, encoders: list[str]) -> Reports:

@@ -90,7 +90,7 @@ class CrossMagnification:
             return group.features
         assert self.teacher.encoder is not None
         tiles = group.teacher.flatten(0, 1).numpy()
-        found = embed_tiles(self.teacher.encoder, iter(tiles), self.teacher.entry.batch, f"{self.run.name}: teacher")
+        found = embed_tiles(self.teacher.encoder, iter(tiles), self.teacher.batch, f"{self.run.name}: teacher")
         return torch.from_numpy(found).unflatten(0, group.teacher.shape[:2])
 
     def check(self, student: DistillNetwork, average: DistillNetwork, step: int) -> dict[str, float | None]:

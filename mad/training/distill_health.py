@@ -101,7 +101,7 @@ def _read_fields(
         deque(shown(), maxlen=0)
         targets = np.stack(stored)
     else:
-        found = embed_tiles(teacher.encoder, shown(), teacher.entry.batch, f"{run.name}: teacher")
+        found = embed_tiles(teacher.encoder, shown(), teacher.batch, f"{run.name}: teacher")
         targets = found.reshape(len(images), -1, found.shape[1])
     reader.close()
     return np.stack(images), targets

@@ -10,6 +10,7 @@ from mad.config import Config
 from mad.config.distill import DistillConfig
 from mad.config.encoders import EncoderConfig
 from mad.files import MadError, digest
+from mad.models.embedding import usual_batch
 from mad.models.encoders import Encoder, load_encoder
 from mad.models.initial import encoder_licence
 from mad.tiles.embeddings import read_audit
@@ -36,6 +37,11 @@ class Teacher:
     def sha256(self) -> str:
         """Digest of its weights; of what it tells of itself, where it has none (colour statistics, somebody's own function)."""
         return str(self.audit.get("weights_sha256") or digest(self.audit))
+
+    @property
+    def batch(self) -> int:
+        """Tiles per forward pass, not searched for by time: the last digits of targets depend on it, and a run resumes equal."""
+        return self.entry.batch or usual_batch()
 
     def features(self, index: Index) -> Features | None:
         """Its stored embeddings of an index's tiles; None where it embeds anew."""

@@ -18,7 +18,8 @@ FIGURES = {
     "figure3_pca": "Figure 3: parents and children in one embedding",
     "figure4_segmentation": "Figure 4: segmentation maps",
     "scale_matrix": "Every magnification to every other",
-    "confusion": "What is taken for what",
+    "confusion": "What is taken for what, by the sound probe",
+    "confusion_linear": "What is taken for what, by the paper's linear probe",
 }
 
 if any(run.distill for run in CFG.runs):
