@@ -11,7 +11,8 @@ from torch import nn
 from mad.config.distill import DistillConfig
 from mad.config.training import RunConfig
 from mad.files import MadError
-from mad.models.distill import DistillNetwork, check_cells, token_grid
+from mad.models.cells import token_grid
+from mad.models.distill import DistillNetwork, check_cells
 from mad.training.distill import distill_loss
 from mad.training.distill_health import FieldSet, check_fields, find_distill_warnings
 from mad.training.objective import Numerics

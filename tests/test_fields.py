@@ -7,7 +7,7 @@ import torch
 
 from mad.config.distill import DistillConfig
 from mad.config.views import PhotometricConfig
-from mad.models.distill import cell_means
+from mad.models.cells import cell_means
 from mad.training import fields
 from mad.training.views import turned
 

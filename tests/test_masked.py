@@ -7,7 +7,7 @@ import timm
 import torch
 
 from mad.files import MadError
-from mad.models.masked import check_maskable, drop_paths, masked_forward, patch_grid
+from mad.models.masked import check_maskable, drop_paths, masked_forward, patch_grid, patch_tokens
 
 SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 0}
 MODELS = {
@@ -31,6 +31,12 @@ def make(name="registers", **changes):
     return vit
 
 
+def forward(model, images, masks=None, token=None):
+    """Embeddings and patch tokens."""
+    embeddings, features = masked_forward(model, images, masks, token)
+    return embeddings, patch_tokens(model, features)
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("side", [32, 48])
 def test_without_a_mask_it_is_the_models_own_pass_to_the_bit(name, side):
@@ -40,7 +46,7 @@ def test_without_a_mask_it_is_the_models_own_pass_to_the_bit(name, side):
     token = torch.randn(1, 24)
     features = model.forward_features(images)[:, model.num_prefix_tokens :]
     for masks in (None, torch.zeros(3, (side // 8) ** 2, dtype=torch.bool)):
-        embeddings, tokens = masked_forward(model, images, masks, token)
+        embeddings, tokens = forward(model, images, masks, token)
         assert torch.equal(embeddings, model(images))
         assert torch.equal(tokens, model.fc_norm(features))
     assert patch_grid(model, side) == (side // 8, side // 8)
@@ -53,19 +59,19 @@ def test_nothing_of_a_hidden_patch_is_seen_but_its_place(name):
     masks[0, 6] = True  # row 1, column 2
     other = images.clone()
     other[0, :, 8:16, 16:24] = 7.0
-    embeddings, tokens = masked_forward(model, images, masks, token)
-    for a, b in zip(masked_forward(model, other, masks, token), (embeddings, tokens), strict=True):
+    embeddings, tokens = forward(model, images, masks, token)
+    for a, b in zip(forward(model, other, masks, token), (embeddings, tokens), strict=True):
         assert torch.equal(a, b)
     other[0, :, 8:16, 24:32] = 7.0  # the next patch is not hidden
-    assert not torch.allclose(masked_forward(model, other, masks, token)[0][0], embeddings[0])
-    seen = masked_forward(model, images)
+    assert not torch.allclose(forward(model, other, masks, token)[0][0], embeddings[0])
+    seen = forward(model, images)
     assert not torch.allclose(seen[0][0], embeddings[0]) and not torch.allclose(seen[1][0], tokens[0])
     torch.testing.assert_close(seen[0][1], embeddings[1])  # the image without a mask
     embeddings.sum().backward()
     assert token.grad.abs().sum() > 0
     two = masks.clone()
     two[0, 9] = True
-    _, tokens = masked_forward(model, images, two, token)
+    _, tokens = forward(model, images, two, token)
     assert not torch.allclose(tokens[0, 6], tokens[0, 9])  # positions are added after the token
 
 
@@ -78,7 +84,7 @@ def test_the_token_enters_before_positions():
     x = torch.cat([model.cls_token.expand(2, -1, -1), model.reg_token.expand(2, -1, -1), x], dim=1) + model.pos_embed
     for block in model.blocks:
         x = block(x)
-    embeddings, tokens = masked_forward(model, images, masks, token)
+    embeddings, tokens = forward(model, images, masks, token)
     torch.testing.assert_close(embeddings, model.norm(x)[:, 0])
     torch.testing.assert_close(tokens, model.norm(x)[:, 4:])
 
@@ -87,7 +93,7 @@ def test_no_hook_stays_behind():
     model = make()
     hooks = len(model.patch_embed._forward_hooks)
     with pytest.raises(RuntimeError):
-        masked_forward(model, torch.randn(2, 3, 32, 32), torch.zeros(2, 5, dtype=torch.bool), torch.randn(1, 24))
+        forward(model, torch.randn(2, 3, 32, 32), torch.zeros(2, 5, dtype=torch.bool), torch.randn(1, 24))
     assert len(model.patch_embed._forward_hooks) == hooks == 0
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from mad.config.training import RunConfig
 from mad.files import MadError, write_json
-from mad.models.masked import masked_forward, patch_grid
+from mad.models.cells import feature_grid
+from mad.models.masked import masked_forward, patch_tokens
 from mad.stages import train
 from mad.training import loop
 from mad.training.data import TrainingSet, batches
@@ -50,7 +51,7 @@ def parts(results, **changes):
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    grid = patch_grid(student.backbone, fakes.TILE_PX) if run.ibot.weight else None
+    grid = feature_grid(student.backbone, fakes.TILE_PX) if run.ibot.weight or run.targets == "cell" else None
     data = TrainingSet(index, run, fakes.TILE_PX, 16, 0, grid)
     batch = next(batches(data, start=0, rank=0, world=1, workers=0))
     return student, teacher, batch, run, Numerics((0.5,) * 3, (0.5,) * 3, torch.device("cpu"), torch.float32)
@@ -75,9 +76,11 @@ def test_mad_global_equals_a_loop_over_its_terms_and_masked_patches(results, ibo
 
     parents, children = numerics.images(group.teacher), numerics.images(group.student)
     with torch.no_grad():
-        seen, taught = masked_forward(teacher.backbone, parents)
+        seen, features = masked_forward(teacher.backbone, parents)
+        taught = patch_tokens(teacher.backbone, features)
         q = sinkhorn_knopp(teacher.head(seen), 0.05).unflatten(0, (4, 2))
-        hidden, guesses = masked_forward(student.backbone, parents, masks.flatten(0, 1), student.mask_token)
+        hidden, features = masked_forward(student.backbone, parents, masks.flatten(0, 1), student.mask_token)
+        guesses = patch_tokens(student.backbone, features)
         p_parent = student.head(hidden).unflatten(0, (4, 2))
         p_child = student.head(student.backbone(children)).unflatten(0, (4, 4))
         flat = masks.flatten(0, 1)
@@ -98,6 +101,44 @@ def test_mad_global_equals_a_loop_over_its_terms_and_masked_patches(results, ibo
         row += count
     assert ibot_loss == pytest.approx(patches / 8, rel=1e-4)
     assert total == pytest.approx(dino_loss + ibot_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(("method", "weight"), [("mad", 1.0), ("mad_global", 1.0), ("mad_global", 0.25)])
+@pytest.mark.parametrize("targets", ["tile", "cell"])
+def test_what_children_answer_to_equals_a_loop_over_terms(results, method, weight, targets):
+    """By hand: the mean of the parent's tokens in the child's quarter, whichever way the parent was turned."""
+    changes = {"method": method, "parent_weight": weight, "targets": targets, "mix": {"10x-40x": 1}, "koleo": 0.0}
+    student, teacher, batch, run, numerics = parts(results, **changes)
+    loss = step_loss(student, teacher, batch, run, numerics, 0.05)
+    (group,) = batch.groups
+    parents, children = numerics.images(group.teacher), numerics.images(group.student)
+    with torch.no_grad():
+        features = teacher.backbone.forward_features(parents)
+        scores = [teacher.head(teacher.backbone(parents)).unflatten(0, (4, 2))]
+        if targets == "cell":
+            tokens = patch_tokens(teacher.backbone, features).unflatten(0, (4, 2))  # [B, T, N, D]
+            cells = torch.stack(
+                [
+                    tokens[b, t][group.cells[b, t, s] > 0].mean(0)  # N = 16 cells: each child is one token
+                    for b in range(4) for t in range(2) for s in range(4)
+                ]
+            )  # fmt: skip
+            whole = scores if method == "mad_global" else []
+            scores = [*whole, teacher.head(cells).unflatten(0, (4, 8))]
+        q = sinkhorn_knopp(torch.cat(scores, dim=1).flatten(0, 1), 0.05).unflatten(0, (4, -1))
+        p_child = student.head(student.backbone(children)).unflatten(0, (4, 4))
+        p_parent = student.head(student.backbone(parents)).unflatten(0, (4, 2))
+    first = 2 if method == "mad_global" else 0
+    found = []
+    for b in range(4):
+        own = [q[b, first + 4 * t + s] if targets == "cell" else q[b, t] for t in range(2) for s in range(4)]
+        terms = [cross_entropy(p_child[b, s], own[4 * t + s], 0.1) for t in range(2) for s in range(4)]
+        total, weights = sum(terms), 8.0
+        if method == "mad_global":
+            total += weight * sum(cross_entropy(p_parent[b, t], q[b, 1 - t], 0.1) for t in range(2))
+            weights += 2 * weight
+        found.append(total / weights)
+    assert float(loss.dino.detach()) == pytest.approx(sum(found) / 4, rel=1e-4)
 
 
 def test_masks_reach_the_student_and_never_the_teacher(results):
@@ -279,6 +320,8 @@ def test_losses_are_named_in_full():
     assert "also sees these views of the parent" in full[0] and "EMA" in full[0]
     assert "views of parents and global crops lose 10% to 50%" in full[2] and "shared head" in full[2]
     assert full[3].startswith("KDE")
+    changed = names(method="mad_global", targets="cell", parent_weight=0.5)[0]
+    assert "4 children each against its own place in 2 views of their parent" in changed and changed.endswith("(weight 0.5)")
     only_crops = names(method="mad", ibot=IBOT)[2]
     assert "parents" not in only_crops and "K = 12" in only_crops
 

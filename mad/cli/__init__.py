@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 
 from mad.cli import stages, tools
 from mad.cli.base import app
@@ -25,7 +26,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # every memory-mapped slide is an open file; 1,024 is usual
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    with suppress(ValueError, OSError):  # some systems grant less than the limit that they tell
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(143)
     )  # leave through every `finally`: no temporary file stays behind

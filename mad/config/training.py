@@ -177,6 +177,11 @@ class RunConfig(Section):
     """`dinov2`: which tiles of a pair sample are cropped. `one`: one of the tiles that `mad` would read, the parent with
     probability 2 / (2 + children), so that both methods see the magnifications in the same proportion and at nearly the
     same cost. `all`: every tile that `mad` would read (1 + children multi-crops per sample, about 4 times the cost)."""
+    targets: Literal["tile", "cell"] = "tile"
+    """Methods `mad` and `mad_global`: what of the parent a child answers to. `tile`: the embedding of the whole (the paper).
+    `cell`: the mean of the parent's patch tokens, or of its last feature map, where the child lies (ours)."""
+    parent_weight: float = Field(1.0, ge=0)
+    """`mad_global`: weight of each term between the parent's own views; that of a term between a child and its parent is 1."""
     mix: dict[str, float] = Field(default_factory=dict)
     """Weight per kind of sample, e.g. `{"2.5x-10x": 1, "10x-40x": 14, standalone: 6}`; an empty one weighs by counts, as
     the paper's Table 2 implies. A kind of three magnifications, `2.5x-10x-40x`, shows half of `children` at the middle one
@@ -221,6 +226,14 @@ class RunConfig(Section):
             )
         if self.pairs != "aligned" and self.method == "dinov2":
             raise ValueError(f"pairs: {self.pairs!r} changes nothing under method 'dinov2', which crops single tiles")
+        if self.targets == "cell" and (self.method not in ("mad", "mad_global") or self.pairs == "same"):
+            raise ValueError(
+                "targets: 'cell' needs children under a parent: method 'mad' or 'mad_global', and pairs other than 'same'"
+            )
+        if self.parent_weight != 1 and self.method != "mad_global":
+            raise ValueError(
+                f"parent_weight: {self.parent_weight:g} changes nothing under method {self.method!r}; take mad_global"
+            )
         triples = [kind for kind in self.mix if is_triple(kind)]
         if triples and (self.pairs == "interpolated" or self.children % 2):
             raise ValueError(

@@ -7,14 +7,12 @@ backbone has D dimensions, the teacher T.
 from __future__ import annotations
 
 import torch
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mad.config.distill import DistillConfig
 from mad.files import MadError
+from mad.models.cells import cell_means, feature_grid, token_grid
 from mad.models.heads import Trainee
-from mad.models.masked import patch_grid, patch_tokens
 from mad.models.vit import embedding_dim
 
 PATCHES = (7, 8, 14, 16, 28, 32)  # px, of vision transformers
@@ -63,20 +61,6 @@ class DistillNetwork(Trainee):
         return embeddings, whole, [part.unflatten(0, (count, step**2)) for part, (count, step) in shapes]
 
 
-def token_grid(backbone: nn.Module, features: Tensor, image_px: int) -> Tensor:
-    """Patch tokens [B, rows, columns, D] of `forward_features`' result; of a network without tokens, its last feature map."""
-    if features.ndim == 3:
-        return patch_tokens(backbone, features).unflatten(1, patch_grid(backbone, image_px))
-    channels_last = features.shape[-1] == backbone.num_features and features.shape[1] != backbone.num_features
-    return features if channels_last else features.permute(0, 2, 3, 1)
-
-
-def cell_means(grid: Tensor, step: int) -> Tensor:
-    """Means of the tokens [B, rows, columns, D] over each of step x step blocks, row by row: [B, step², D]."""
-    return grid.unflatten(2, (step, -1)).unflatten(1, (step, -1)).mean(dim=(2, 4)).flatten(1, 2)
-
-
-@torch.no_grad()
 def check_cells(backbone: nn.Module, steps: list[int], image_px: int, name: str) -> None:
     """Refuse a backbone whose tokens cannot be told apart by cell.
 
@@ -89,17 +73,13 @@ def check_cells(backbone: nn.Module, steps: list[int], image_px: int, name: str)
     Raises:
         MadError: the side of its token grid is no multiple of s, or it has neither patch tokens nor a feature map.
     """
-    training = backbone.training
-    features = backbone.eval().forward_features(torch.zeros(1, 3, image_px, image_px))  # type: ignore[operator]
-    backbone.train(training)
     kind = type(backbone).__name__
-    tokens = features.ndim == 3 and isinstance(backbone, VisionTransformer | Eva)
-    if not tokens and features.ndim != 4:
+    if (grid := feature_grid(backbone, image_px)) is None:
         raise MadError(
             f"runs.{name}: {kind} has neither patch tokens nor a feature map; set distill.local_weight: 0, or take a vision "
             "transformer"
         )
-    rows, columns = token_grid(backbone, features, image_px).shape[1:3]
+    rows, columns = grid
     for step in steps:
         if rows % step or columns % step:
             fitting = [patch for patch in PATCHES if image_px % (patch * step) == 0]

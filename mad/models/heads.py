@@ -9,9 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mad.config.training import RunConfig
+from mad.models.cells import cell_embeddings
 from mad.models.masked import check_maskable, masked_forward, patch_tokens
 from mad.models.packed import Kernel, allow_packing, choose_kernel, packed_features
 from mad.models.vit import embedding_dim
+
+Cells = tuple[int, Tensor]
+"""The first of I images, and the weights [I, S, N] of S parts of each over its N tokens."""
 
 
 class DinoHead(nn.Module):
@@ -117,37 +121,41 @@ class Network(Trainee):
         return [head.prototypes for head in self.heads]
 
     def forward(
-        self, images: list[Tensor], masks: Tensor | None = None, *, hide: bool = True
+        self, images: list[Tensor], masks: Tensor | None = None, *, hide: bool = True, cells: Cells | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Batches of images [B_s, 3, S_s, S_s], one per size, to embeddings [B_s, D] and scores [B_s, K] of each.
 
-        With `masks` [B_0, N] the scores [M, K] of the masked patches of the first batch follow as one more entry, image by
-        image; only these pass through the head. `hide`: the mask token takes their place (the student's pass); otherwise they
-        are seen (the teacher's). One call per step, so that DistributedDataParallel sees every use of a parameter.
+        With `cells` the scores [I * S, K] of parts of the first batch's images follow as one more entry. With `masks` [B_0, N]
+        those of the masked patches of the first batch [M, K] come last, image by image; only these pass through the head. `hide`:
+        the mask token takes their place (the student's pass); otherwise they are seen (the teacher's). One call per step, so that
+        DistributedDataParallel sees every use of a parameter.
         """
-        embeddings, tokens = self._embed(images, masks, self.mask_token if hide else None)
-        sizes = [len(part) for part in embeddings]
-        if masks is None or tokens is None:
-            return embeddings, list(self.head(torch.cat(embeddings)).split(sizes))
-        rows = masks.flatten().nonzero().squeeze(1)  # on the masks' own device: on the CPU nothing waits for a GPU
-        patches = tokens.flatten(0, 1)[rows.to(tokens.device)]
-        if self.patch_head is None:
-            scores = self.head(torch.cat([*embeddings, patches])).split([*sizes, len(patches)])
-            return embeddings, list(scores)
-        return embeddings, [*self.head(torch.cat(embeddings)).split(sizes), self.patch_head(patches)]
+        embeddings, features = self._embed(images, masks, self.mask_token if hide else None, cells is not None)
+        parts = list(embeddings)
+        if cells is not None and features is not None:
+            start, weights = cells
+            shown = features[start : start + len(weights)]
+            parts.append(cell_embeddings(self.backbone, shown, weights))
+        patches = None
+        if masks is not None and features is not None:
+            rows = masks.flatten().nonzero().squeeze(1)  # on the masks' own device: on the CPU nothing waits for a GPU
+            tokens = patch_tokens(self.backbone, features).flatten(0, 1)
+            patches = tokens[rows.to(tokens.device)]
+            parts += [patches] if self.patch_head is None else []
+        scores = list(self.head(torch.cat(parts)).split([len(part) for part in parts]))
+        return embeddings, scores if patches is None or self.patch_head is None else [*scores, self.patch_head(patches)]
 
     def _embed(
-        self, images: list[Tensor], masks: Tensor | None, token: Tensor | None
+        self, images: list[Tensor], masks: Tensor | None, token: Tensor | None, keep: bool
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Embeddings [B_s, D] of each batch and, with `masks`, the patch tokens [B_0, N, D] of the first."""
+        """Embeddings [B_s, D] of each batch and, with `masks` or where asked to `keep` them, the features of the first."""
         if self.kernel is not None and len(images) > 1:
             features = packed_features(self.backbone, images, self.kernel, masks, token)
-            embeddings = [self.backbone.forward_head(part) for part in features]  # type: ignore[operator]
-            return embeddings, None if masks is None else patch_tokens(self.backbone, features[0])
-        if masks is None:
+            return [self.backbone.forward_head(part) for part in features], features[0]  # type: ignore[operator]
+        if masks is None and not keep:
             return [self.backbone(batch) for batch in images], None
-        first, tokens = masked_forward(self.backbone, images[0], masks, token)
-        return [first, *(self.backbone(batch) for batch in images[1:])], tokens
+        first, kept = masked_forward(self.backbone, images[0], masks, token)
+        return [first, *(self.backbone(batch) for batch in images[1:])], kept
 
 
 def build_network(backbone: nn.Module, run: RunConfig) -> Network:

@@ -45,14 +45,14 @@ def patch_grid(model: nn.Module, image_px: int) -> tuple[int, int]:
 def masked_forward(
     model: nn.Module, images: Tensor, masks: Tensor | None = None, token: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, D] and patch tokens [B, N, D] of images [B, 3, H, W] (iBOT, Zhou et al. 2022, §3.1; DINOv2).
+    """Embeddings [B, D] and features [B, prefix + N, D] of images [B, 3, H, W] (iBOT, Zhou et al. 2022, §3.1; DINOv2).
 
     Where `masks` [B, N] is true, `token` [1, D] takes the place of the patch's embedding before positions are added, so a
     hidden patch still tells where it is, and nothing of its pixels reaches any token.
     """
     with hidden_patches(model, masks, token):
         features = model.forward_features(images)  # type: ignore[operator]
-    return model.forward_head(features), patch_tokens(model, features)  # type: ignore[operator]
+    return model.forward_head(features), features  # type: ignore[operator]
 
 
 @contextmanager

@@ -27,12 +27,12 @@ from mad.config import Config
 from mad.config.recipe import freeze_recipe
 from mad.config.training import RunConfig
 from mad.files import MadError, digest, sha256_file, write_json
+from mad.models.cells import feature_grid
 from mad.models.distill import DistillNetwork, check_cells
 from mad.models.encoders import weights_sha256
 from mad.models.export import export_encoder, model_card, read_provenance
 from mad.models.heads import Trainee, build_network
 from mad.models.initial import common_licence, find_source, initial_licence
-from mad.models.masked import patch_grid
 from mad.models.precision import choose_dtype
 from mad.models.vit import build_backbone, local_crop_px, mean_std
 from mad.models.weights import Loaded, load_weights
@@ -120,7 +120,7 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     check_runtime(entry, student.backbone, ranks.world_size())
     lr_scales(student, entry)  # as the line above: whatever cannot be trained fails before an earlier run is moved away
     sharded = sharding.is_wanted(entry)
-    grid = patch_grid(student.backbone, tile_px) if entry.ibot.weight else None
+    grid = _token_grid(entry, student.backbone, tile_px)
     local_px = entry.views.local_px or local_crop_px(student.backbone, tile_px)
     if entry.loader == "stream":
         data: TrainingSet = StreamSet(index, entry, tile_px, local_px, seed, grid)
@@ -216,6 +216,18 @@ def standardise_head(student: Any, teacher: Any, data: HealthSet, numerics: Nume
     embeddings, _ = forward(teacher, data, numerics)
     student.head.standardise(embeddings.to(numerics.device))
     teacher.load_state_dict(student.state_dict())
+
+
+def _token_grid(entry: RunConfig, backbone: nn.Module, tile_px: int) -> tuple[int, int] | None:
+    """Rows and columns of a tile's tokens, where the run needs to know them."""
+    if not entry.ibot.weight and entry.targets == "tile":
+        return None
+    if (grid := feature_grid(backbone, tile_px)) is None:
+        raise MadError(
+            f"runs.{entry.name}.targets: {entry.backbone.model} has neither patch tokens nor a feature map that tell the parts of "
+            "a tile apart; set targets: tile, or take a vision transformer"
+        )
+    return grid
 
 
 def _agreed_dtype(entry: RunConfig, device: torch.device) -> torch.dtype:

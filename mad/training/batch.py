@@ -27,7 +27,8 @@ class Group:
     `kind`: "pair" (the student sees children alone), "global_pair" (the teacher's views of the parent too), "multicrop", or for
     distillation that of the sample ("5x-20x"; the student sees the parent, the frozen teacher its children, row by row).
     `masks` [B, T, N] are those of the teacher's views where the student sees them too; `features` [B, K, D] fp32 are stored
-    embeddings in place of the frozen teacher's views.
+    embeddings in place of the frozen teacher's views. `cells` [B, T, S, N] fp32 say where each child lies in each view of its
+    parent, where it answers to this part of it alone.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Group:
     local: Tensor
     masks: Tensor | None = None
     features: Tensor | None = None
+    cells: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class _Pile:
 
 def _parts(view: views.Views) -> tuple[Sequence[npt.NDArray[Any]] | npt.NDArray[Any] | None, ...]:
     """In the order of a group's tensors."""
-    return view.teacher, view.student, view.local, view.masks, view.features
+    return view.teacher, view.student, view.local, view.masks, view.features, view.cells
 
 
 def _space(part: Sequence[npt.NDArray[Any]] | npt.NDArray[Any] | None, room: int) -> npt.NDArray[Any] | None:

@@ -53,11 +53,12 @@ class TrainingSet(Dataset[list[Views]]):
     ) -> None:
         """
         Args:
-            grid: rows and columns of patches of a tile, where patches are masked.
+            grid: rows and columns of patches of a tile, where patches are masked or children answer to a part of their parent.
             features: stored embeddings of a frozen teacher, by row of `index`; None where there is none, or it embeds anew.
         """
         self.index, self.run, self.seed = index, run, seed
-        self.maker = ViewMaker(run, local_px, Masking(grid, run.ibot, run.batch, seed) if grid else None, features)
+        masking = Masking(grid, run.ibot, run.batch, seed) if grid and run.ibot.weight else None
+        self.maker = ViewMaker(run, local_px, masking, features, grid if run.targets == "cell" else None)
         self.reader: Reader[Any] = TileReader(index, tile_px)
         self.pairing = Pairing(index, run)
         alone = {STANDALONE: len(index.standalone)} if len(index.standalone) and run.distill is None else {}

@@ -21,11 +21,13 @@ def loss_names(run: RunConfig, kinds: list[str]) -> list[str]:
     cropped = [kind for kind in kinds if kind not in pairs]
     names = []
     if pairs:
+        against = "each against its own place in" if run.targets == "cell" else "against"
         names.append(
-            f"{cross}: {run.children} children against {PARENT_VIEWS} views of their parent ({', '.join(pairs)})"
+            f"{cross}: {run.children} children {against} {PARENT_VIEWS} views of their parent ({', '.join(pairs)})"
         )
         if run.method == "mad_global":
             names[0] += "; the student also sees these views of the parent, each against the teacher's other one"
+            names[0] += f" (weight {run.parent_weight:g})" if run.parent_weight != 1 else ""
     if cropped:
         names.append(f"{multicrop} ({'standalone tiles' if pairs else ', '.join(cropped)})")
     if ibot.weight:

@@ -29,6 +29,7 @@ from mad.training import ranks
 from mad.training.batch import Batch
 from mad.training.data import TrainingSet
 from mad.training.free_memory import free_bytes, is_exhaustion
+from mad.training.objective import present
 from mad.training.parallel import first_block_kept
 from mad.training.sharding import gathered_bytes, is_sharded, own
 
@@ -140,7 +141,7 @@ def target_bytes(run: RunConfig, batches: list[list[Batch]], samples: int) -> in
     prototypes = run.head.prototypes, run.ibot.prototypes or run.head.prototypes
     found = []
     for one, _ in batches:
-        views = sum(group.teacher.shape[0] * group.teacher.shape[1] for group in one.groups)
+        views = sum(len(group.teacher) * present(group).terms.shape[1] for group in one.groups)
         patches = sum(group.masks.numel() for group in one.groups if group.masks is not None and group.kind != "pair")
         found.append(4 * samples * (views * prototypes[0] + round(patches * share * prototypes[1])))
     return max(found)

@@ -8,13 +8,16 @@
     global_pair   children and the parent's views      pair's, and each parent view against the   parent views
                                                        other one
 
+With `targets: cell` a child answers to its own part of both parent views, not to the whole of them.
 `step_loss` is then the same for all of them: targets from the teacher, DINO's cross-entropy on the terms, iBOT's on the masked
 patches, and a regulariser that spreads the student's full-size views.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +28,10 @@ from mad.training import ranks
 from mad.training.batch import Batch, Group
 from mad.training.ssl import (
     by_position,
+    cell_terms,
     centred_softmax,
     dino_cross_entropy,
+    global_cell_terms,
     global_pair_terms,
     kde,
     koleo,
@@ -73,9 +78,11 @@ class StepLoss:
 
 @dataclass(frozen=True)
 class Presented:
-    """What a group of B samples shows: T views to the teacher, S full-size ones [B, S, P, P, 3] and L local ones to the student.
+    """What a group of B samples shows: S full-size views [B, S, P, P, 3] and L local ones to the student.
 
-    `terms` [S + L, T]. The last `shared` of the S views are the teacher's own; `masks` [B, S, N] hides patches in these alone.
+    `terms` [S + L, T]: weights of the cross-entropies with the teacher's T targets per sample: one per view that it sees, or of
+    a pair with `cells` one per child and view, behind those of the whole views if any term needs them. The last `shared` of the S
+    views are the teacher's own; `masks` [B, S, N] hides patches in these alone.
     """
 
     full_size: Tensor
@@ -84,18 +91,20 @@ class Presented:
     masks: Tensor | None
 
 
-def present(group: Group) -> Presented:
-    """The table above."""
+def present(group: Group, parent_weight: float = 1.0) -> Presented:
+    """The table above; `parent_weight`: of a term between two of the parent's views."""
     (count, teacher_views), local_views = group.teacher.shape[:2], group.local.shape[1]
     if group.student is None:
         return Presented(group.teacher, multicrop_terms(teacher_views, local_views), teacher_views, group.masks)
     children = group.student.shape[1]
     if group.kind != "global_pair":
         masks = None if group.masks is None else group.masks.new_zeros(count, children, group.masks.shape[-1])
-        return Presented(group.student, pair_terms(children, teacher_views), 0, masks)
+        pairwise = pair_terms if group.cells is None else cell_terms
+        return Presented(group.student, pairwise(children, teacher_views), 0, masks)
     masks = None if group.masks is None else F.pad(group.masks, (0, 0, children, 0))
     views = torch.cat([group.student, group.teacher], dim=1)
-    return Presented(views, global_pair_terms(children, teacher_views), teacher_views, masks)
+    joint = global_pair_terms if group.cells is None else global_cell_terms
+    return Presented(views, joint(children, teacher_views, parent_weight), teacher_views, masks)
 
 
 def num_views(batch: Batch) -> int:
@@ -148,7 +157,7 @@ def step_loss(
 
     Without `targets` this batch is the whole step, and they are those of `teach`.
     """
-    groups, shown = batch.groups, [present(group) for group in batch.groups]
+    groups, shown = batch.groups, [present(group, run.parent_weight) for group in batch.groups]
     context: list[Tensor] = []
     if targets is None:
         taught, context = _ask(teacher, batch, numerics)
@@ -166,10 +175,10 @@ def step_loss(
     per_sample, at_target, at_large, at_small = [], 0, 0, 0
     by_kind: dict[str, Tensor] = {}
     for group, part in zip(groups, shown, strict=True):
-        count, teacher_views = group.teacher.shape[:2]
+        count, num_targets = len(group.teacher), part.terms.shape[1]
         student_views, local_views = part.full_size.shape[1], group.local.shape[1]
-        rows = slice(at_target, at_target := at_target + count * teacher_views)
-        q = targets.probabilities[0][rows].unflatten(0, (count, teacher_views))
+        rows = slice(at_target, at_target := at_target + count * num_targets)
+        q = targets.probabilities[0][rows].unflatten(0, (count, num_targets))
         rows = slice(at_large, at_large := at_large + count * student_views)
         p = scores[0][rows].unflatten(0, (count, student_views))
         by_kind[group.kind] = embeddings[0][rows].unflatten(0, (count, student_views))
@@ -200,11 +209,32 @@ def _flat(masks: list[Tensor | None]) -> Tensor | None:
 
 @torch.no_grad()
 def _ask(teacher: nn.Module, batch: Batch, numerics: Numerics) -> tuple[list[Tensor], list[Tensor]]:
-    """The teacher's scores of a batch, of images and then of masked patches, and the images of each group that it saw."""
+    """The teacher's scores of a batch, of views or cells and then of masked patches, and the images of each group that it saw."""
     context = [numerics.images(group.teacher) for group in batch.groups]
+    starts = [0, *accumulate(map(len, context))]
+    cells = [
+        (start, group.cells) for start, group in zip(starts, batch.groups, strict=False) if group.cells is not None
+    ]
+    asked = [(start, weights.to(numerics.device).flatten(0, 1)) for start, weights in cells]
     with numerics.autocast():
-        _, scores = teacher([_joined(context)], _flat([group.masks for group in batch.groups]), hide=False)
+        masks = _flat([group.masks for group in batch.groups])
+        _, scores = teacher([_joined(context)], masks, hide=False, cells=asked[0] if asked else None)
+    if asked:
+        views, parts, *patches = scores
+        scores = [_with_cells(batch.groups, views.split([len(part) for part in context]), parts), *patches]
     return scores, context
+
+
+def _with_cells(groups: list[Group], views: Sequence[Tensor], parts: Tensor) -> Tensor:
+    """Scores of the targets of all groups, sample by sample in the order of `Presented.terms`; `parts` [B * T * S, K] of one."""
+    found = []
+    for group, scores in zip(groups, views, strict=True):
+        if group.cells is not None:
+            of_cells = parts.unflatten(0, (len(group.cells), -1))  # [B, T * S, K]
+            whole = [scores.unflatten(0, (len(group.cells), -1))] if group.kind == "global_pair" else []
+            scores = torch.cat([*whole, of_cells], dim=1).flatten(0, 1)
+        found.append(scores)
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ With `pairs: shuffled` the children are drawn in the same way under another pare
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -80,8 +82,14 @@ class Pairing:
 
 def step_of(kind: str) -> int:
     """Linear factor between the two magnifications of a kind of pair: 4 of "5x-20x"."""
-    coarse, fine = (float(name.removesuffix("x")) for name in kind.split("-"))
-    return round(fine / coarse)
+    (step,) = steps_of(kind)
+    return step
+
+
+def steps_of(kind: str) -> tuple[int, ...]:
+    """Linear factors between the magnifications of a kind: 4 and 4 of "2.5x-10x-40x"."""
+    magnifications = [float(name.removesuffix("x")) for name in kind.split("-")]
+    return tuple(round(fine / coarse) for coarse, fine in pairwise(magnifications))
 
 
 def _by_slide(slides: npt.NDArray[np.object_]) -> list[Places]:

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from mad.config.distill import DistillConfig
 from mad.config.training import STANDALONE, RunConfig
+from mad.tiles.pyramid import parse_tile_id
 from mad.training import fields, views
+from mad.training.cells import cell_weights
 from mad.training.features import Features
 from mad.training.masking import Masking
-from mad.training.pairing import step_of
+from mad.training.pairing import step_of, steps_of
 from mad.training.views import Image
 
 Tile = TypeVar("Tile")
@@ -40,13 +43,15 @@ class Reader(Protocol[AnyTile]):
 class ViewMaker:
     """Makes the views of a run's samples. Standalone tiles always give multi-crop views; masks are drawn last.
 
-    `features`: stored embeddings by row, where a frozen teacher's are read.
+    `features`: stored embeddings by row, where a frozen teacher's are read. `cells`: rows and columns of a tile's tokens, where
+    children answer to the part of their parent that they lie in.
     """
 
     run: RunConfig
     local_px: int
     masking: Masking | None = None
     features: Features | None = None
+    cells: tuple[int, int] | None = None
 
     def pick(self, kind: str, tiles: Sequence[Tile], rng: np.random.Generator) -> Sequence[Tile]:
         """Of a sample's tiles those that `show` takes: all of them, or with `pair_tiles: one` one of a pair's."""
@@ -91,7 +96,8 @@ class ViewMaker:
             read, images = [parent, *children], [reader.read(child) for child in children]
             image = reader.read(parent)
         ids = tuple(reader.tile_id(tile) for tile in read)
-        shown = views.pair_views(image, images, self.run.photometric, rng, ids)
+        cells = [] if self.cells is None else cells_of(reader, kind, tiles, self.cells)
+        shown = views.pair_views(image, images, self.run.photometric, rng, ids, cells)
         return shown._replace(kind="global_pair") if self.run.method == "mad_global" else shown
 
     def _field(
@@ -105,6 +111,14 @@ class ViewMaker:
     def _multicrop(self, reader: Reader[Tile], tile: Tile, rng: np.random.Generator) -> views.Views:
         image, tile_id = reader.read(tile), reader.tile_id(tile)
         return views.multicrop_views(image, self.run.views, self.local_px, self.run.photometric, rng, tile_id)
+
+
+def cells_of(
+    reader: Reader[Tile], kind: str, tiles: Sequence[Tile], grid: tuple[int, int]
+) -> list[npt.NDArray[np.float32]]:
+    """`cell_weights` of each child among a sample's tiles; of another parent's (`pairs: shuffled`), where it lies in that one."""
+    above, *children = (parse_tile_id(reader.tile_id(tile))[1] for tile in tiles)
+    return [cell_weights(index[len(above) :], steps_of(kind), grid) for index in children]
 
 
 def read_field(

@@ -72,7 +72,7 @@ def dino_cross_entropy(student: Tensor, targets: Tensor, terms: Tensor, temperat
     Args:
         student: Scores [B, S, K].
         targets: Teacher probabilities [B, T, K].
-        terms: Booleans [S, T]: which student view answers to which teacher view.
+        terms: [S, T], which student view answers to which teacher view; numbers are weights, |terms| their sum.
         temperature: Of the student's softmax.
     """
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
@@ -109,9 +109,24 @@ def multicrop_terms(global_crops: int, local_crops: int) -> Tensor:
     return torch.cat([~own, torch.ones(local_crops, global_crops, dtype=torch.bool)])
 
 
-def global_pair_terms(children: int, parent_views: int = 2) -> Tensor:
-    """`mad_global`: MAD's terms, and every view of the parent against the others, [children + views, views] (4 x 2 + 2 = 10)."""
-    return torch.cat([pair_terms(children, parent_views), multicrop_terms(parent_views, 0)])
+def cell_terms(children: int, parent_views: int = 2) -> Tensor:
+    """Every child answers to its own part of every view of its parent: [children, views * children], view by view."""
+    return torch.eye(children, dtype=torch.bool).repeat(1, parent_views)
+
+
+def global_pair_terms(children: int, parent_views: int = 2, weight: float = 1.0) -> Tensor:
+    """`mad_global`: MAD's terms, and every view of the parent against the others, [children + views, views] (4 x 2 + 2 = 10).
+
+    `weight` is that of a term between two of the parent's views; a child's are 1.
+    """
+    return torch.cat([pair_terms(children, parent_views).float(), weight * multicrop_terms(parent_views, 0).float()])
+
+
+def global_cell_terms(children: int, parent_views: int = 2, weight: float = 1.0) -> Tensor:
+    """The same where children answer to parts of the parent: [children + views, views + views * children]."""
+    of_children = F.pad(cell_terms(children, parent_views).float(), (parent_views, 0))
+    of_parent = F.pad(weight * multicrop_terms(parent_views, 0).float(), (0, parent_views * children))
+    return torch.cat([of_children, of_parent])
 
 
 def koleo(embeddings: Tensor, epsilon: float = 1e-8) -> Tensor:

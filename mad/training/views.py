@@ -9,6 +9,7 @@ standard multi-crop views.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -40,7 +41,8 @@ class Views(NamedTuple):
     `teacher` and `student` are images [P, P, 3], `student` None where the student's full-size views are the teacher's own;
     `local` are images [p, p, 3], none for pairs. `tiles` names the tiles that were read. `masks` [T, N] tells the patches of
     the teacher's views that are hidden where the student sees them too; None where nothing is ever masked. `features` [K, D] are
-    stored embeddings that stand in for the teacher's views.
+    stored embeddings that stand in for the teacher's views. `cells` [T, S, N]: of a pair, the share that each child has in the
+    tokens of each view of its parent; None where children answer to the whole of it.
     """
 
     kind: str
@@ -50,16 +52,29 @@ class Views(NamedTuple):
     tiles: tuple[str, ...]
     masks: npt.NDArray[np.bool_] | None = None
     features: npt.NDArray[np.float32] | None = None
+    cells: npt.NDArray[np.float32] | None = None
 
 
 def pair_views(
-    parent: Image, children: list[Image], config: PhotometricConfig, rng: np.random.Generator, tiles: tuple[str, ...]
+    parent: Image,
+    children: list[Image],
+    config: PhotometricConfig,
+    rng: np.random.Generator,
+    tiles: tuple[str, ...],
+    cells: Sequence[npt.NDArray[np.float32]] = (),
 ) -> Views:
-    """MAD's views: 2 of the parent for the teacher, 1 of each child for the student (6 with 4 children)."""
+    """MAD's views: 2 of the parent for the teacher, 1 of each child for the student (6 with 4 children).
+
+    `cells` [rows, columns] of each child, its shares of the parent's tokens, are turned as the parent is.
+    """
     side = parent.shape[0]
-    teacher = [photometric(dihedral(parent, rng), config, rng, place, side) for place in (FIRST_GLOBAL, OTHER_GLOBAL)]
+    teacher, places = [], []
+    for view in (FIRST_GLOBAL, OTHER_GLOBAL):
+        turn = draw_turn(rng)
+        teacher.append(photometric(turned(parent, *turn), config, rng, view, side))
+        places.append([turned(cell, *turn).ravel() for cell in cells])
     student = [photometric(dihedral(child, rng), config, rng, LOCAL, side) for child in children]
-    return Views("pair", teacher, student, [], tiles)
+    return Views("pair", teacher, student, [], tiles, cells=np.array(places) if cells else None)
 
 
 def multicrop_views(
