@@ -321,7 +321,9 @@ def test_losses_are_named_in_full():
     assert "views of parents and global crops lose 10% to 50%" in full[2] and "shared head" in full[2]
     assert full[3].startswith("KDE")
     changed = names(method="mad_global", targets="cell", parent_weight=0.5)[0]
-    assert "4 children each against its own place in 2 views of their parent" in changed and changed.endswith("(weight 0.5)")
+    assert "4 children each against its own place in 2 views of their parent" in changed and changed.endswith(
+        "(weight 0.5)"
+    )
     only_crops = names(method="mad", ibot=IBOT)[2]
     assert "parents" not in only_crops and "K = 12" in only_crops
 
