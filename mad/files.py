@@ -156,7 +156,19 @@ def sha256_file(path: Pathlike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_there(path: Pathlike) -> bool:
+    """Whether there is such a file; False where a folder above it may not be entered, of which `Path.exists` makes an error."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def file_stamp(path: Pathlike) -> list[str | int] | None:
-    """Path, size and time of change of a large file, by which a later run tells whether it is still the same; None if gone."""
+    """Path, size and time of change of a large file, by which a later run tells whether it is still the same.
+
+    None where it is gone, or in a folder that may not be entered.
+    """
     path = Path(path)
-    return [str(path), path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [str(path), found.st_size, found.st_mtime_ns]

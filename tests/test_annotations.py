@@ -52,7 +52,7 @@ def test_every_container_reads_alike(tmp_path: Path, form: str) -> None:
 def test_classes_shapes_and_repairs(tmp_path: Path) -> None:
     features = [
         feature(BOWTIE, "crossed"),
-        feature([SQUARE, [[[200, 0], [300, 0], [300, 50], [200, 0]]]], {"names": ["Tumor", "Edge"]}, "MultiPolygon"),
+        feature([SQUARE, [[[200, 0], [300, 0], [300, 50], [200, 0]]]], {"names": ["Edge"]}, "MultiPolygon"),
         feature(SQUARE, None),
         feature([5, 5], {"name": "point"}, "Point"),
         feature([[[0, 0], [9, 9], [5, 5], [0, 0]]], {"name": "a line drawn as a polygon"}),
@@ -66,6 +66,35 @@ def test_classes_shapes_and_repairs(tmp_path: Path) -> None:
     assert all(region.geometry.is_valid and region.geometry.area > 0 for region in regions)
     assert regions[1].geometry.area == 10_000 + 2_500
     assert (annotation.num_repaired, annotation.num_unnamed, annotation.num_without_area) == (1, 1, 3)
+
+
+def test_a_derived_class_is_named_as_qupath_shows_it(tmp_path: Path) -> None:
+    """QuPath of today, QuPath before version 0.4 (all of a class, its parent within), other programs."""
+    old = {"parentClass": {"parentClass": {"name": "Tumor", "colorRGB": -1}, "name": "Edge"}, "name": "Necrosis"}
+    classes = [{"names": ["Tumor", "Necrosis"], "color": [1, 2, 3]}, {"names": ["Stroma", "Necrosis"]}, old]
+    classes += [{"name": "Tumor", "colorRGB": -1}, "Tumor: Necrosis", {}, {"names": []}]  # type: ignore[list-item]
+    found = read_geojson(write(tmp_path / "a.geojson", *(feature(SQUARE, each) for each in classes)))
+    names = [region.name for region in found.regions]
+    assert names == ["Tumor: Necrosis", "Stroma: Necrosis", "Tumor: Edge: Necrosis", "Tumor", "Tumor: Necrosis"]
+    assert found.num_unnamed == 2
+    label = LabelConfig(classes=["Tumor", "Necrosis"], background=None, rename={"Tumor: Necrosis": "Necrosis"})
+    grid = Grid(Ladder((10.0, 40.0)), 32.0, 512, 384)
+    frame = {"bounds": (0, 0, 512, 384), "size": (512, 384)}
+    _, facts, _ = annotated_raster(tmp_path / "a.geojson", label, grid, 8, **frame)  # type: ignore[arg-type]
+    assert facts is not None and facts["areas"] == {"Necrosis": 2, "Tumor": 1}
+    assert facts["unknown"] == {"Stroma: Necrosis": 1, "Tumor: Edge: Necrosis": 1}
+
+
+def test_objects_inside_objects_count_like_all_others(tmp_path: Path) -> None:
+    """Exports of QuPath's hierarchy: `FeatureCollection.wrap(objects, true)`."""
+    inner, middle, outer = feature(SQUARE, {"name": "A"}), feature(HOLED, {"name": "B"}), feature(SQUARE, {"name": "C"})
+    middle["properties"] |= {"childObjects": [inner, feature(SQUARE, None)]}  # type: ignore[operator]
+    outer["properties"] |= {"childObjects": [middle]}  # type: ignore[operator]
+    found = read_geojson(write(tmp_path / "a.geojson", outer, feature(SQUARE, {"name": "D"})))
+    assert [(region.name, region.geometry.area) for region in found.regions] == [
+        *(("C", 10_000), ("B", 9600), ("A", 10_000), ("D", 10_000))
+    ]
+    assert found.num_unnamed == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"features": [{"properties": {"classification": "A"}}]}'])
@@ -139,6 +168,7 @@ def test_collections_heights_and_open_rings(tmp_path: Path) -> None:
         (json.dumps([feature([[[0], [1], [2]]], "A")]), "fewer than two numbers"),
         (json.dumps([feature(SQUARE, {"name": 7})]), "the class name 7 is no text"),
         (json.dumps([feature(SQUARE, ["A", "B"])]), "is no text"),
+        (json.dumps([feature(SQUARE, {"names": ["A", 7]})]), "the class name 7 is no text"),
         (json.dumps([feature(SQUARE, "half a \ud83d")]), "surrogates not allowed"),
         (json.dumps([feature(SQUARE, "A", kind="Circle")]), "a geometry of type 'Circle'"),
         ("{}", "a feature lacks 'geometry'"),

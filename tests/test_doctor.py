@@ -1,5 +1,6 @@
 """`mad doctor`: a sound environment passes, each fault is told with its mend."""
 
+import os
 from pathlib import Path
 
 import imagecodecs
@@ -60,6 +61,19 @@ def test_a_broken_codec_or_reader_is_told_and_the_others_are_still_tried(monkeyp
     monkeypatch.setattr(tifffile, "imread", lambda path: np.zeros((32, 32, 3), np.uint8))
     found = check_slides.check_readers()
     assert found.status == "FAIL" and found.finding.startswith("tifffile: pixels") and "OpenSlide" not in found.finding
+
+
+def test_slides_in_a_folder_that_may_not_be_entered_are_told(sheet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = os.stat
+
+    def refuse(path: str, **options: object) -> os.stat_result:
+        if str(path).endswith((".tiff", ".geojson")):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", refuse)
+    found = cohort(sheet)
+    assert found.status == "FAIL" and "0 of 2 slides" in found.finding and "a.tiff" in found.mend
 
 
 def test_an_old_python_fails() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import openslide
 import pandas as pd
 import pytest
+from conftest import decode_coordinates, write_tiff
+from slide_files import HEIGHT, LEVELS, WIDTH, write_ome
 
 from mad.config import Config, parse_config
 from mad.files import MadError
@@ -104,6 +106,34 @@ def test_a_level_that_the_slide_lacks_is_read_from_a_finer_one(coordinate_slide:
             assert np.abs(shrunk[name].astype(int) - mine).max() <= 1
 
 
+@pytest.mark.parametrize("magnification", [2.5, 10, 40])
+def test_levels_that_openslide_lacks_are_read_from_level_0(tmp_path: Path, magnification: float) -> None:
+    """Of an OME-TIFF, whose levels are SubIFDs, CLAM sees the first alone; elsewhere it read black."""
+    path = tmp_path / "slide.ome.tif"
+    write_ome(path, LEVELS)
+    config = tiled(tmp_path, {"C1": path})
+    h5 = written(config, "clam", magnification)
+    with h5py.File(h5) as file:
+        coords = dict(zip((name.decode() for name in file["tile_id"]), file["coords"][:], strict=True))
+        assert file["coords"].attrs["level_dim"].tolist() == [WIDTH, HEIGHT]
+    patches = clam_patches(h5, path)
+    side = round(64 * 40 / magnification)
+    assert patches.keys() == coords.keys() and h5.stem == "slide"
+    for name, pixels in patches.items():
+        columns, rows, level = decode_coordinates(pixels)
+        x, y = coords[name]
+        assert (columns == np.arange(x, x + side)).all() and (rows == np.arange(y, y + side)[:, None]).all()
+        assert not level.any()
+
+
+def test_a_slide_that_openslide_cannot_open_is_not_for_clam(tmp_path: Path) -> None:
+    path = tmp_path / "strips.tif"
+    write_tiff(path, LEVELS[:1], mpp=0.25, tile=None, rowsperstrip=16)
+    config = tiled(tmp_path, {"C1": path})
+    with pytest.raises(MadError, match="strips.tif: CLAM cannot read it, since OpenSlide cannot"):
+        written(config, "clam", 40)
+
+
 def test_attributes_and_layout_are_those_of_the_tools(config: Config, coordinate_slide: Path) -> None:
     path = written(config, "clam", 10)
     assert path.relative_to(config.results) == Path("export/clam/10x_64px_0px_overlap/patches/coordinates.h5")
@@ -170,9 +200,15 @@ def test_faults_are_named(config: Config, coordinate_slide: Path, tmp_path: Path
     other.mkdir()
     (other / "coordinates.tiff").write_bytes(coordinate_slide.read_bytes())
     both = tiled(tmp_path, {"C1": coordinate_slide, "C2": other / "coordinates.tiff"})
-    with pytest.raises(MadError, match="files of the name 'coordinates'"):
+    with pytest.raises(MadError, match="files of the name 'coordinates'.*export each with an --output of its own"):
         export(Path(both.results), ["C1", "C2"], "clam", Selection(10), 64, where)
     assert not where.exists()
+    for slide in ("C1", "C2"):
+        export(Path(both.results), [slide], "clam", Selection(10), 64, where / slide)
+        (path,) = (where / slide).rglob("process_list_autogen.csv")
+        assert path.read_text().split() == ["slide_id", "coordinates.tiff"]
+        with h5py.File(path.parent / "patches" / "coordinates.h5") as file:
+            assert file["tile_id"][0].startswith(slide.encode())
 
 
 def test_names_are_cut_as_trident_cuts_them() -> None:

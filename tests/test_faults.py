@@ -11,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from conftest import heed_permissions
 from pipeline import configure, run_all
 
 from mad.config import Config
-from mad.files import write_json
+from mad.files import read_json, write_json
 from mad.slides.sheet import cohort_rows
 from mad.stages import shard
 
@@ -117,3 +119,24 @@ def test_a_folder_that_cannot_be_written_is_named(unbroken: Config, tmp_path: Pa
     _, errors = process.communicate()
     assert process.returncode == 2
     assert "cannot be written" in errors and "`results`" in errors
+
+
+def test_a_slide_in_a_folder_that_may_not_be_entered_is_quarantined(
+    unbroken: Config, slides: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(slides, tmp_path / "locked")
+    config = configure(tmp_path, tmp_path / "locked")
+    shutil.copytree(Path(unbroken.results) / "sample", tmp_path / "results" / "sample")
+    write_json(tmp_path / "config.json", config.model_dump(mode="json"))
+    (tmp_path / "locked").chmod(0)
+    try:
+        for stage in ("tile", "shard"):
+            process = start(config, stage, "S01", preexec_fn=heed_permissions)
+            _, errors = process.communicate()
+            assert process.returncode == 0 and "Permission denied" in errors and "Traceback" not in errors, errors
+    finally:
+        (tmp_path / "locked").chmod(0o755)
+    facts = read_json(tmp_path / "results" / "tile" / "S01.json")
+    assert facts["status"] == "failed" and "mend its permissions" in facts["cause"]
+    lost = pd.read_parquet(tmp_path / "results" / "shard" / "S01.parquet")
+    assert len(lost) and (lost["status"] == "unreadable").all()

@@ -17,6 +17,7 @@ from mad.files import MadError, StorageError, read_json, write_json
 from mad.slides.sheet import cohort_rows, write_sheet
 from mad.stages import shard, tile
 from mad.tiles.shards import decode, encode, read_member
+from mad.tiles.verify import verify_slide
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,22 @@ def test_unchanged_shards_are_not_cut_again(slides: Path, tmp_path: Path, monkey
     assert len(cuts) == 4 and table.read_bytes() == before
 
 
+def test_a_slide_repaired_without_a_trace_is_cut_again(slides: Path, tmp_path: Path) -> None:
+    """A copy anew with its former time of change (`cp -p`, `rsync -t`) has the stamp of the damaged one."""
+    shutil.copytree(slides, tmp_path / "slides")
+    path = tmp_path / "slides" / "S01.tiff"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 3)
+        file.write(bytes(20_000))
+    shutil.copystat(slides / "S01.tiff", path)
+    config = configure(tmp_path, tmp_path / "slides", sample={})
+    table = run_all(config) / "shard" / "S01.parquet"
+    assert (pd.read_parquet(table)["status"] == "unreadable").any()
+    shutil.copy2(slides / "S01.tiff", path)
+    shard.run(config, cohort_rows(config)[0])
+    assert (pd.read_parquet(table)["status"] == "ok").all()
+
+
 def test_a_tile_is_shown_or_refused(slides: Path, tmp_path: Path) -> None:
     config = configure(tmp_path, slides)
     write_json(tmp_path / "config.json", config.model_dump(mode="json"))
@@ -243,6 +260,8 @@ def test_a_slide_lost_after_tiling_is_quarantined_and_its_tars_wait_for_it(slide
     shard.run(config, row)
     lost = pd.read_parquet(table)
     assert len(lost) and (lost["status"] == "unreadable").all() and (lost["size"] == 0).all()
+    faults = [fault for _, found in verify_slide(folder / "shard", "S01") for fault in found]
+    assert faults and all("put the slide back before the mend" in fault.cause for fault in faults)
     with pytest.raises(MadError, match="no such slide"):
         shard.run(config.model_copy(update={"on_bad_slide": "fail"}), row)
     (tmp_path / "elsewhere").rename(slide)

@@ -29,8 +29,8 @@ from slide_files import (
 )
 
 from mad.config.model import TileConfig
-from mad.files import MadError
-from mad.slides.readers import OpenSlideReader, Reader, ReadError, TiffReader, open_slide
+from mad.files import MadError, file_stamp
+from mad.slides.readers import OpenSlideReader, Reader, ReadError, TiffReader, open_slide, slide_stamp
 from mad.slides.readers.lzw import decode_lzw
 from mad.slides.scale import read_scale
 from mad.tiles.aligned import open_aligned
@@ -500,3 +500,17 @@ def test_a_handle_that_met_an_error_is_opened_anew(tmp_path: Path) -> None:
             with pytest.raises(ReadError, match=r"0.dcm: level 0, 100 x 50 px at \(700, 550\)"):
                 slide.read(0, 700, 550, 100, 50)
             assert np.abs(slide.read(0, 13, 21, 150, 100).astype(int) - SMOOTH[21:121, 13:163]).mean() < 2
+
+
+def test_the_stamp_of_a_mirax_slide_tells_of_its_folder(tmp_path: Path) -> None:
+    slide, pixels = tmp_path / "s.mrxs", tmp_path / "s" / "Data0000.dat"
+    assert slide_stamp(slide) is None
+    slide.touch()
+    assert slide_stamp(slide) == file_stamp(slide)
+    pixels.parent.mkdir()
+    pixels.write_bytes(b"old")
+    before = slide_stamp(slide)
+    pixels.write_bytes(b"newer")
+    assert slide_stamp(slide) != before and slide_stamp(slide)[:3] == file_stamp(slide)
+    slide.rename(tmp_path / "s.svs")
+    assert slide_stamp(tmp_path / "s.svs") == file_stamp(tmp_path / "s.svs")

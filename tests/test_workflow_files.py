@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import heed_permissions
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from mad.slides.sheet import write_sheet
 
 ROOT = Path(__file__).parents[1]
 RULES = {
@@ -101,3 +104,25 @@ def test_parsing_the_workflow_loads_nothing_heavy(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path), str(ROOT / "Snakefile")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_folder_that_may_not_be_entered_ends_no_run(tmp_path: Path) -> None:
+    """The jobs of its slides tell of it, and the slides elsewhere are tiled."""
+    (tmp_path / "locked").mkdir()
+    places = {"S1": "locked/S1.svs", "S2": "S2.svs"}
+    for path in (*places.values(), "locked/a.geojson"):
+        (tmp_path / path).touch()
+    rows = [{"slide_id": name, "path": path, "patient_id": name} for name, path in places.items()]
+    write_sheet(tmp_path / "slides.tsv", [{**row, "annotation": "locked/a.geojson"} for row in rows])
+    cohort = {"sheet": str(tmp_path / "slides.tsv"), "split_by": "block"}
+    settings = {"results": str(tmp_path / "results"), "cohort": cohort}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    command += ["--cores", "1", "--dry-run", "tile"]
+    (tmp_path / "locked").chmod(0)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=heed_permissions)
+    finally:
+        (tmp_path / "locked").chmod(0o755)
+    told = done.stdout + done.stderr
+    assert done.returncode == 0 and "wildcards: slide=S1" in told and "wildcards: slide=S2" in told, told

@@ -163,9 +163,10 @@ class SampleConfig(Section):
     """Cap on parents per class and split for each transition, e.g. `{"2.5x-10x": 1300, "10x-40x": null}`; or one per class:
     `{"10x-40x": {Gray Matter: 18410, White Matter: 15116}}`, where a class that is not named has no cap."""
     max_standalone: dict[str, Cap] = {}
-    """Cap on standalone tiles per class and split at each magnification, e.g. `{"2.5x": 200, "10x": 400}`, or one per class."""
+    """Cap on standalone tiles per class and split at each magnification, e.g. `{"2.5x": 200, "10x": 400}`, or one per class.
+    `max_unlabelled` alone caps unlabelled tiles: 0 here does not keep them out."""
     max_unlabelled: int | None = None
-    """Cap on unlabelled parents (and tiles) of each kind and split."""
+    """Cap on unlabelled parents and standalone tiles of each kind and split, whatever `max_pairs` and `max_standalone` say."""
     background_pairs: bool = False
     """Whether parents labelled as background make pairs (the paper has none)."""
     test_share: float = Field(1.0, gt=0)

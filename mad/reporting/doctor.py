@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from mad.config import Config, load_config
-from mad.files import Pathlike
+from mad.files import Pathlike, is_there
 from mad.reporting.check import REINSTALL, Check, Status, guarded
 from mad.reporting.check_slides import check_codecs, check_h5py, check_openslide, check_readers
 from mad.slides.sheet import cohort_rows
@@ -197,7 +197,7 @@ def check_cohort(config: Config) -> Check:
     missing: list[str] = []
     for row in rows:
         for kind, path in (("slide", row.path), ("annotation", row.annotation)):
-            if path and Path(path).is_file():
+            if path and is_there(path) and Path(path).is_file():
                 found[kind] += 1
             elif path:
                 missing.append(path)

@@ -24,7 +24,6 @@ from mad.evaluation.segmentation import segmentation_slides
 from mad.files import (
     MadError,
     StorageError,
-    file_stamp,
     read_parquet,
     sha256_file,
     write_json,
@@ -33,6 +32,7 @@ from mad.models.embedding import embed_tiles
 from mad.models.encoders import Encoder, load_encoder
 from mad.models.hub import MissingWeightsError
 from mad.progress import log, track
+from mad.slides.readers import slide_stamp
 from mad.slides.sheet import SlideRow, cohort_rows
 from mad.stages import embed_adapter
 from mad.stages.embedded import ABSENT, is_fresh, write_embeddings
@@ -124,7 +124,7 @@ def _embed_dense(
     used = (table["status"] == "ok") & table["magnification"].isin(whole)
     table = table[(shown & mapped) | used].reset_index(drop=True)
     cut = config.tile.model_dump(exclude={"tissue", "min_tissue"})
-    key = {"encoder": encoder.audit, "tiles": table["tile_id"].tolist(), "slide": file_stamp(row.path), "cut": cut}
+    key = {"encoder": encoder.audit, "tiles": table["tile_id"].tolist(), "slide": slide_stamp(row.path), "cut": cut}
     if is_fresh(folder, row.slide_id, key):
         return 0
     parsed = [parse_tile_id(tile_id)[1] for tile_id in table["tile_id"]]

@@ -26,7 +26,7 @@ from mad.files import (
     MadError,
     StorageError,
     digest,
-    file_stamp,
+    is_there,
     read_json,
     read_parquet,
     sha256_file,
@@ -34,6 +34,7 @@ from mad.files import (
     write_parquet,
 )
 from mad.progress import log, track
+from mad.slides.readers import slide_stamp
 from mad.slides.sheet import SlideRow, cohort_rows
 from mad.tiles.aligned import AlignedSlide, Footprint, open_aligned
 from mad.tiles.pyramid import Index, parse_tile_id
@@ -91,21 +92,22 @@ def _lost(config: Config, selected: pd.DataFrame) -> pd.DataFrame:
 def _key(config: Config, row: SlideRow, selection: Path) -> str:
     """Digest of all that a slide's shards depend on: the selection's bytes, the slide's, and how tiles are cut and stored."""
     cut = config.tile.model_dump(exclude={"tissue", "min_tissue"})
-    return digest([sha256_file(selection), file_stamp(row.path), row.mpp, cut, config.shard.model_dump()], length=64)
+    return digest([sha256_file(selection), slide_stamp(row.path), row.mpp, cut, config.shard.model_dump()], length=64)
 
 
 def _copy_if_fresh(folder: Path, slide_id: str, key: str) -> bool:
     """Put the shard table back, where the tars beside its copy were made from just this; the workflow has deleted it.
 
     One job selects for the whole cohort, so any change of it schedules every slide's shards again; those whose selection
-    came out the same are not cut again.
+    came out the same are not cut again. One with a tile that could not be read is: that its slide was mended need not show in
+    size and time (`cp -p`).
     """
     stamp, copy = folder / slide_id / "index.json", folder / slide_id / "index.parquet"
     try:
         known, table = read_json(stamp), pd.read_parquet(copy)
     except (OSError, ValueError):  # never made, or damaged
         return False
-    if known != {"key": key, "tars": _tars(folder / slide_id)}:
+    if (table["status"] != "ok").any() or known != {"key": key, "tars": _tars(folder / slide_id)}:
         return False
     write_parquet(folder / f"{slide_id}.parquet", table)
     return True
@@ -143,7 +145,7 @@ def _cut(config: Config, row: SlideRow, selected: pd.DataFrame, folder: Path) ->
     Raises:
         MadError: the slide cannot be opened, or not be read or written by the machine.
     """
-    if selected.empty and Path(row.path).exists():
+    if selected.empty and is_there(row.path):
         return pd.DataFrame(columns=COLUMNS), {}
     with open_aligned(row.path, config.tile, row.mpp) as slide:
         return _write_tars(config, slide, selected, folder)

@@ -4,9 +4,9 @@ Both hold one data set `coords`, int64 [n, 2]: x and y of each tile's upper left
 attributes on how to read there.
 
 - CLAM (github.com/mahmoodlab/CLAM; written by `wsi_core/WholeSlideImage.py: process_contour`, read by
-  `dataset_modules/dataset_h5.py: Whole_Slide_Bag_FP` as `read_region(coord, patch_level, (patch_size, patch_size))`):
-  `patch_level` and `patch_size` in pixels of that level, `downsample`, `level_dim`, `downsampled_level_dim`, `name`,
-  `save_path`. `extract_features_fp.py` looks for `patches/{slide}.h5` of the slides of a CSV file.
+  `dataset_modules/dataset_h5.py: Whole_Slide_Bag_FP` as OpenSlide's `read_region(coord, patch_level, (patch_size,
+  patch_size))`): `patch_level` and `patch_size` in pixels of that level, `downsample`, `level_dim`,
+  `downsampled_level_dim`, `name`, `save_path`. `extract_features_fp.py` looks for `patches/{slide}.h5` of the slides of a CSV file.
 - TRIDENT (github.com/mahmoodlab/TRIDENT; written by `trident/IO.py: coords_to_h5`, read by `WSI.extract_patch_features`
   and `wsi_objects/WSIPatcher.py`): `patch_size` in pixels at `target_magnification`, `level0_magnification`,
   `patch_size_level0`, `overlap`, `name`, `savetodir`, `level0_width`, `level0_height`. Of the magnifications it uses the
@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
+import openslide
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -68,6 +69,21 @@ class Target:
         with open_slide(self.path) as reader:
             return list(reader.level_dimensions)
 
+    def openslide_dimensions(self) -> list[tuple[int, int]]:
+        """(width, height) of each level as CLAM finds them; of an OME-TIFF, whose levels are SubIFDs, OpenSlide has the first.
+
+        Raises:
+            MadError: OpenSlide cannot open the slide.
+        """
+        try:
+            with openslide.OpenSlide(self.path) as slide:
+                return list(slide.level_dimensions)
+        except openslide.OpenSlideError as error:
+            raise MadError(
+                f"{self.path}: CLAM cannot read it, since OpenSlide cannot ({error}); convert it to a tiled TIFF, or export "
+                "the other slides by name"
+            ) from None
+
 
 def targets(results: Path, slides: Sequence[str], magnification: float) -> list[Target]:
     """Those of `slides` that were tiled at a magnification; ones whose tiling failed, or that are too coarse, are left out.
@@ -86,7 +102,8 @@ def targets(results: Path, slides: Sequence[str], magnification: float) -> list[
         raise MadError(f"no slide was tiled at {magnification:g}x; there is {known}")
     if twice := [name for name, count in Counter(target.name for target in found).items() if count > 1]:
         raise MadError(
-            f"two slides have files of the name {twice[0]!r}, which CLAM and TRIDENT could not tell apart; export each alone"
+            f"two slides have files of the name {twice[0]!r}, which CLAM and TRIDENT could not tell apart; export each with "
+            "an --output of its own"
         )
     return found
 
@@ -110,7 +127,8 @@ def export(
             continue
         dimensions = target.dimensions()
         if format == "clam":
-            attributes = clam_attributes(target.plan, tile_px, dimensions, target.name, str(where / "patches"))
+            theirs = target.openslide_dimensions()
+            attributes = clam_attributes(target.plan, tile_px, dimensions, theirs, target.name, str(where / "patches"))
             path = where / "patches" / f"{target.name}.h5"
         else:
             attributes = trident_attributes(target.plan, tile_px, dimensions, target.name, str(where))
@@ -143,7 +161,12 @@ def tiled_magnifications(results: Path, slides: Sequence[str]) -> list[float]:
 
 
 def clam_attributes(
-    plan: Mapping[str, Any], tile_px: int, dimensions: Sequence[tuple[int, int]], name: str, folder: str
+    plan: Mapping[str, Any],
+    tile_px: int,
+    dimensions: Sequence[tuple[int, int]],
+    theirs: Sequence[tuple[int, int]],
+    name: str,
+    folder: str,
 ) -> dict[str, Any]:
     """What CLAM reads beside the coordinates.
 
@@ -153,11 +176,14 @@ def clam_attributes(
     Args:
         plan: one of `levels` of `tile/{slide}.json`.
         dimensions: (width, height) of each level of the slide.
+        theirs: the same as OpenSlide gives them to CLAM, which may lack levels.
     """
-    level = int(plan["level"])
-    (width, height), (level_width, level_height) = dimensions[0], dimensions[level]
+    wanted, (width, height) = dimensions[plan["level"]], theirs[0]
+    level = max(n for n, size in enumerate(theirs) if n == 0 or size[0] >= wanted[0])
+    level_width, level_height = theirs[level]
+    level_downsample = plan["level_downsample"] if theirs[level] == wanted else width / level_width
     return {
-        "patch_size": round(tile_px * plan["downsample"] / plan["level_downsample"]),
+        "patch_size": round(tile_px * plan["downsample"] / level_downsample),
         "patch_level": level,
         "downsample": (width / level_width, height / level_height),
         "downsampled_level_dim": (level_width, level_height),

@@ -57,7 +57,14 @@ def verify_slide(folder: Path, slide_id: str) -> Iterator[tuple[str, list[Fault]
     for shard, members in rows.groupby("shard", sort=True):
         yield str(shard), verify_tar(folder, str(shard), members, recorded.get(Path(str(shard)).name), slide_id)
     strangers = sorted(on_disk - set(rows["shard"]))
-    yield path.name, [Fault(slide_id, shard, "", "the shard table does not name this tar") for shard in strangers]
+    yield path.name, [Fault(slide_id, shard, "", _stranger(Path(shard).name in recorded)) for shard in strangers]
+
+
+def _stranger(is_recorded: bool) -> str:
+    """Why a tar is there that the shard table does not name; stage `shard` keeps those that it cannot cut again."""
+    if is_recorded:
+        return "kept from before its slide was lost; put the slide back before the mend, which then takes up this tar again"
+    return "the shard table does not name this tar"
 
 
 def verify_tar(

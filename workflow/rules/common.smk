@@ -12,7 +12,7 @@ from mad.config import parse_config
 from mad.config.recipe import freeze_recipe
 from mad.config.regions import region_magnifications
 from mad.config.weights import weights_file
-from mad.files import MadError, digest, read_json, write_json_if_changed
+from mad.files import MadError, digest, is_there, read_json, write_json_if_changed
 from mad.slides.sheet import cohort_rows
 from mad.slides.shown import viewed_slides
 
@@ -33,7 +33,7 @@ try:
 except MadError as error:
     raise WorkflowError(str(error)) from None
 
-if not any(Path(row.path).exists() for row in SLIDES.values()) and CFG.cohort.sheet:
+if not any(is_there(row.path) for row in SLIDES.values()) and CFG.cohort.sheet:
     raise WorkflowError(
         f"{CFG.cohort.sheet}: none of its {len(SLIDES)} slides is there, the first being "
         f"{next(iter(SLIDES.values())).path}; is their disk mounted?"
@@ -106,13 +106,13 @@ def training_memory(wildcards):
 def slide_file(wildcards):
     """The slide, where it is there: a missing one is the tile job's to report, not the end of the cohort."""
     path = SLIDES[wildcards.slide].path
-    return [path] if CFG.cohort.sheet is None or Path(path).exists() else []
+    return [path] if CFG.cohort.sheet is None or is_there(path) else []
 
 
 def annotations(slides):
     """The annotations of slides, of those for which the sheet names one that is there."""
     paths = filter(None, (SLIDES[slide].annotation for slide in slides))
-    return [p for p in paths if CFG.cohort.sheet is None or Path(p).exists()]
+    return [p for p in paths if CFG.cohort.sheet is None or is_there(p)]
 
 
 def annotation_file(wildcards):

@@ -31,7 +31,8 @@ Ring = list[list[float]]
 def read_geojson(path: Pathlike) -> Annotation:
     """The areas of a QuPath GeoJSON export: a FeatureCollection, a list of features or one feature, plain or gzipped.
 
-    The class is `properties.classification.name` (or `classification` as a string, or the last of `names`). Self-crossing
+    The class is that of `properties.classification`, under the name that QuPath shows (`_class_name`). Objects that QuPath
+    wrote inside others (`properties.childObjects`, by scripts that export the hierarchy) count like all others. Self-crossing
     polygons are repaired; features without a class or without an area (points, lines) are left out and counted.
     Coordinates are as the file gives them: `in_slide_frame` moves them to the whole slide.
 
@@ -41,8 +42,9 @@ def read_geojson(path: Pathlike) -> Annotation:
     try:
         with _no_garbage_collection():
             content = json.loads(b"".join(chunks(Path(path))))
-            features = content.get("features", [content]) if isinstance(content, dict) else content
-            names = [_class_name(feature.get("properties")) for feature in features]
+            outermost = content.get("features", [content]) if isinstance(content, dict) else content
+            features = list(_with_children(outermost))
+            names = [_class_name((feature.get("properties") or {}).get("classification")) for feature in features]
             return annotation_of(names, *repaired(_areas([feature["geometry"] for feature in features])))
     except UNREADABLE as error:
         raise MadError(
@@ -66,11 +68,23 @@ def _told(error: BaseException) -> str:
     return f"a feature lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
-def _class_name(properties: dict[str, Any] | None) -> str | None:
-    classification = (properties or {}).get("classification")
+def _with_children(features: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Features, each followed by those inside it."""
+    for feature in features:
+        yield feature
+        yield from _with_children((feature.get("properties") or {}).get("childObjects") or ())
+
+
+def _class_name(classification: Any) -> str | None:
+    """A class as QuPath shows it (its `PathClass.toString`): `Tumor: Necrosis` for one that is derived from another.
+
+    QuPath writes `name`, of a derived class all `names`, outermost first; before version 0.4 its last `name` and its
+    `parentClass`. Other programs write a text.
+    """
     if isinstance(classification, dict):
-        names = classification.get("names") or [None]
-        classification = classification.get("name") or names[-1]
+        parent, name = classification.get("parentClass"), classification.get("name")
+        names = [parent, name] if name else classification.get("names") or ()
+        return ": ".join(filter(None, map(_class_name, names))) or None
     if classification and not isinstance(classification, str):
         raise ValueError(f"the class name {str(classification)[:80]} is no text")
     return classification or None

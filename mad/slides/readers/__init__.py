@@ -10,15 +10,16 @@ import logging
 import os
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import openslide
 
-from mad.files import MadError, Pathlike
+from mad.files import MadError, Pathlike, file_stamp
 from mad.slides.readers.base import IccChoice, Reader, ReadError
 from mad.slides.readers.tiff import TiffReader, open_aperio, open_tiff
 from mad.slides.readers.vendor import OpenSlideReader
 
-__all__ = ["IccChoice", "OpenSlideReader", "ReadError", "Reader", "TiffReader", "open_slide"]
+__all__ = ["IccChoice", "OpenSlideReader", "ReadError", "Reader", "TiffReader", "open_slide", "slide_stamp"]
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would say is raised, with the slide's name
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -51,21 +52,30 @@ def open_slide(path: Pathlike, icc: IccChoice = "keep") -> Reader:
     return reader
 
 
+def slide_stamp(path: Pathlike) -> list[Any] | None:
+    """`file_stamp` of a slide and, of a MIRAX slide, of all in the folder of its name, where its pixels are; None if gone."""
+    path = Path(path)
+    stamp = file_stamp(path)
+    if stamp is None or path.suffix.lower() != ".mrxs":
+        return stamp
+    return [*stamp, *(file_stamp(file) for file in sorted(path.with_suffix("").glob("*")))]
+
+
 def _head(path: Path) -> bytes:
     """The first four bytes of a slide's file.
 
     Raises:
         MadError: there is no file, or none that can be read.
     """
-    if path.is_dir():
-        raise MadError(
-            f"{path}: a folder, no slide; put a file of it in the sheet's `path`{_suggestion(path)} (any file of a DICOM series)"
-        )
     try:
         with path.open("rb") as file:
             head = file.read(4)
     except FileNotFoundError:
         raise MadError(f"{path}: no such slide; mend its `path` in the cohort sheet") from None
+    except IsADirectoryError:
+        raise MadError(
+            f"{path}: a folder, no slide; put a file of it in the sheet's `path`{_suggestion(path)} (any file of a DICOM series)"
+        ) from None
     except OSError as error:
         raise MadError(f"{path}: cannot be read ({error.strerror}); mend its permissions, or copy it anew") from None
     if not head:
