@@ -143,3 +143,13 @@ def test_a_teacher_has_the_same_batch_in_every_run(gpu: Callable[[Counting], Cou
     teacher = Teacher(EncoderConfig(name="t", spec="colour", batch=configured), {}, None, Path(), encoder)
     embed_tiles(encoder, stream(3000), teacher.batch, "run: teacher")
     assert set(encoder.sizes[:-1]) == {taken}
+
+
+def test_what_memory_taught_holds_for_every_batch(gpu: Callable[[Counting], Counting]) -> None:
+    encoder = gpu(Counting(float, 100))
+    embed_tiles(encoder, stream(500), 128, "embed")
+    encoder.sizes.clear()
+    for asked, first in ((96, 64), (None, 64), (32, 32)):
+        embed_tiles(encoder, stream(500), asked, "the same encoder")
+        assert encoder.sizes[0] == max(encoder.sizes) == first
+        encoder.sizes.clear()

@@ -1,5 +1,7 @@
 """Parts of a tile: where children lie in their parent's tokens, and what the backbone says of these."""
 
+import itertools
+
 import fakes
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ from mad.config.views import PhotometricConfig
 from mad.files import MadError
 from mad.models.cells import cell_embeddings, feature_grid, token_grid
 from mad.stages import train
-from mad.training import views
-from mad.training.cells import cell_weights
+from mad.training import loop, views
+from mad.training.cells import cell_weights, check_grid
 from mad.training.data import TrainingSet, batches
 from mad.training.index import load_index
+from mad.training.objective import Numerics, step_loss, teach
 from mad.training.records import read_metrics
 
 PLAIN = PhotometricConfig(jitter=0, grayscale=0, blur=[0, 0, 0], solarize=0)
@@ -159,3 +162,40 @@ def test_a_backbone_without_parts_is_refused():
     run = RunConfig(**fakes.tiny_run(targets="cell"))
     with pytest.raises(MadError, match="neither patch tokens nor a feature map"):
         train._token_grid(run, Flat(), 32)
+
+
+def test_tokens_that_do_not_tell_children_apart_are_refused(results, tmp_path):
+    check_grid((4, 4), ["2.5x-10x", "10x-40x", "2.5x-10x-40x", "standalone"], "runs.mad.targets")
+    (tmp_path / "shard").symlink_to(results / "shard")
+    run = fakes.tiny_run(targets="cell", backbone={"model": "test_efficientnet_gn", "pooling": "avg"})
+    with pytest.raises(MadError, match=r"1 x 1 tokens do not tell the 4 x 4 children of 2\.5x-10x apart"):
+        train.run(fakes.tiny_config(tmp_path, run), "tiny")
+
+
+def test_a_path_beyond_the_steps_is_an_error():
+    with pytest.raises(ValueError, match="zip"):
+        cell_weights((1, 2), (4,), (4, 4))
+
+
+@pytest.mark.parametrize("ibot", [0.0, 1.0])
+def test_passes_and_mixed_batches_change_no_target(results, ibot):
+    """Targets of two passes together are those of one; a batch of all kinds gives each sample what a batch of its kind has."""
+    run = RunConfig(
+        **fakes.tiny_run(method="mad_global", targets="cell", mix_mode="within", batch=8, ibot={"weight": ibot})
+    )
+    index = load_index(results / "shard", "train", run.children)
+    student, teacher = loop.build_networks(run, fakes.TILE_PX, 0)
+    data = TrainingSet(index, run, fakes.TILE_PX, 16, 0, (4, 4))
+    numerics = Numerics((0.5,) * 3, (0.5,) * 3, torch.device("cpu"), torch.float32)
+    found = []
+    for passes in (1, 2):
+        parts = list(itertools.islice(batches(data, start=0, rank=0, world=1, workers=0, passes=passes), passes))
+        taught = teach(student, teacher, parts, run, numerics, 0.05)
+        assert {group.kind for part in parts for group in part.groups} == {"global_pair", "multicrop"}
+        losses = [
+            step_loss(student, teacher, part, run, numerics, 0.05, one) for part, one in zip(parts, taught, strict=True)
+        ]
+        found.append(
+            (sum(float(loss.dino.detach()) for loss in losses), sum(float(loss.ibot.detach()) for loss in losses))
+        )
+    assert found[0] == pytest.approx([value / 2 for value in found[1]], rel=1e-5)

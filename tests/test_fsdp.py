@@ -80,9 +80,11 @@ def assert_equal(first, second, rtol=1e-4, atol=1e-4):
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize("changes", [{"method": "mad", "freeze_backbone": 2}, MASKED], ids=["mad", "dinov2"])
+@pytest.mark.parametrize(
+    "changes", [{"method": "mad", "targets": "cell", "freeze_backbone": 2}, MASKED], ids=["mad", "dinov2"]
+)
 def test_two_sharded_processes_equal_one(config_of, changes, passes):
-    """With a backbone that waits, and with masked patches and EMA centres."""
+    """With a backbone that waits and children that answer to parts of their parent, and with masked patches and EMA centres."""
     runtime = {"parallel": "fsdp", "micro_batch": 2 // passes, "activation_checkpointing": passes == 2}
     sharded = config_of("sharded", runtime, **changes)
     assert processes(2, lambda _: train.run(sharded, "tiny")) == [0, 0]

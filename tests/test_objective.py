@@ -281,10 +281,11 @@ def test_a_resumed_run_ends_bit_equal_centres_and_masks_included(fresh):
     assert "the student also sees these views of the parent" in card and "iBOT" in card and "KDE" in card
 
 
-@pytest.mark.parametrize("method", ["mad", "mad_global"])
-def test_two_processes_agree_with_one(fresh, tmp_path_factory, results, method):
+@pytest.mark.parametrize(("method", "targets"), [("mad", "tile"), ("mad_global", "cell")])
+def test_two_processes_agree_with_one(fresh, tmp_path_factory, results, method, targets):
     """Under `mad` with alternating kinds some steps have no masked patch at all, and every parameter still takes part."""
     changes = {"method": method, "ibot": IBOT, "centring": "ema" if method == "mad" else "sinkhorn", "spread": "kde"}
+    changes |= {"targets": targets}
     entry = fakes.tiny_run(**changes, steps=6, warmup=1, freeze_last_layer=0, koleo=0.05)
     config = fakes.tiny_config(fresh, entry)
     write_json(fresh / "config.json", config.model_dump(mode="json"))

@@ -413,6 +413,9 @@ def test_runtime_settings_do_not_change_the_recipe_but_all_others_do(tmp_path):
     for changes in ({"seed": 4}, {"lr": 0.5}, {"children": 3}, {"head": {"prototypes": 5}}, {"mix": {"standalone": 1}}):
         assert recipe(**changes) != recipe()
     assert json.loads(json.dumps(recipe())) == recipe()
+    later = {"targets", "parent_weight"}  # keys that runs of before lack
+    assert not later & recipe()["run"].keys() and recipe(targets="cell")["run"]["targets"] == "cell"
+    assert recipe(method="mad_global", parent_weight=0.5)["run"]["parent_weight"] == 0.5
     with pytest.raises(MadError, match="tiny"):
         freeze_recipe(fakes.tiny_config(tmp_path), "other")
 

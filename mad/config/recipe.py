@@ -12,6 +12,10 @@ from typing import Any
 from mad.config.model import Config
 
 VERSION = 1  # raised when the code changes what an unchanged configuration trains
+SINCE = {
+    "targets": "tile",
+    "parent_weight": 1.0,
+}  # keys that came later: at these values a recipe is what it was before
 
 
 def freeze_recipe(config: Config, name: str) -> dict[str, Any]:
@@ -27,6 +31,7 @@ def freeze_recipe(config: Config, name: str) -> dict[str, Any]:
     """
     run = config.run(name)
     left_out = {"runtime", "seed"} | ({"distill"} if run.distill is None else set())
+    left_out |= {key for key, before in SINCE.items() if getattr(run, key) == before}
     entry = run.model_dump(mode="json", exclude=left_out)
     recipe = {
         "version": VERSION,

@@ -179,7 +179,8 @@ class RunConfig(Section):
     same cost. `all`: every tile that `mad` would read (1 + children multi-crops per sample, about 4 times the cost)."""
     targets: Literal["tile", "cell"] = "tile"
     """Methods `mad` and `mad_global`: what of the parent a child answers to. `tile`: the embedding of the whole (the paper).
-    `cell`: the mean of the parent's patch tokens, or of its last feature map, where the child lies (ours)."""
+    `cell`: the mean of the parent's patch tokens, or of its last feature map, where the child lies (ours; for `pooling: avg`, since
+    a class token is compared with a mean of others otherwise)."""
     parent_weight: float = Field(1.0, ge=0)
     """`mad_global`: weight of each term between the parent's own views; that of a term between a child and its parent is 1."""
     mix: dict[str, float] = Field(default_factory=dict)

@@ -23,6 +23,8 @@ class BatchSize:
     """Tiles of the next pass."""
     grows: bool = False
     """Whether larger sizes are still tried."""
+    short: bool = False
+    """Whether memory did not suffice for more."""
     rates: dict[int, float] = field(default_factory=dict)
     """Tiles per second by size."""
     _passes: list[float] = field(default_factory=list)
@@ -46,4 +48,4 @@ class BatchSize:
 
     def refused(self) -> None:
         """Memory did not suffice for a pass: half the tiles, and no more is tried again."""
-        self.size, self.grows = self.size // 2, False
+        self.size, self.grows, self.short = self.size // 2, False, True

@@ -48,8 +48,12 @@ def embed_tiles(
     Raises:
         MadError: an embedding is not finite (the first such tile is named), or a single tile is too much for the device.
     """
-    new = BatchSize(size=batch or usual_batch(), grows=batch is None and torch.cuda.is_available())
-    fit = _fitted.setdefault(encoder, {}).setdefault(batch, new)
+    known = _fitted.setdefault(encoder, {})
+    most = [
+        other.size for other in known.values() if other.short
+    ]  # what memory has taught holds for every batch asked for
+    grows = batch is None and torch.cuda.is_available() and not most
+    fit = known.setdefault(batch, BatchSize(size=min([batch or usual_batch(), *most]), grows=grows))
     parts, embedded = [], 0
     for tiles in _ahead(_stacks(images, fit)):
         done = 0

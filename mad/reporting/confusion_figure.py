@@ -64,7 +64,7 @@ def draw_confusion(panels: Mapping[str, Floats], classes: list[str], probe: str)
             title = textwrap.fill(f"({chr(97 + number % 26)}) {encoder}", 10 + 5 * len(classes))
             axis.set_title(title, fontsize=TITLE_PT)
             if number % columns == 0:
-                told = [f"{name}\n{int(n):,}" for name, n in zip(names, total[:, 0], strict=True)]
+                told = [f"{name}\n{round(n):,}" for name, n in zip(names, total[:, 0], strict=True)]
                 axis.set_yticks(range(len(names)), told, fontsize=TICK_PT)
                 axis.set_ylabel("truth, tiles", fontsize=LABEL_PT)
             else:

@@ -39,6 +39,7 @@ from mad.models.weights import Loaded, load_weights
 from mad.progress import log
 from mad.slides.sheet import cohort_rows
 from mad.training import checkpoint, ranks, sharding
+from mad.training.cells import check_grid
 from mad.training.curves import draw_curves
 from mad.training.data import TrainingSet
 from mad.training.distill import CrossMagnification
@@ -126,6 +127,8 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
         data: TrainingSet = StreamSet(index, entry, tile_px, local_px, seed, grid)
     else:
         data = TrainingSet(index, entry, tile_px, local_px, seed, grid, frozen.features(index) if frozen else None)
+    if grid and entry.targets == "cell":
+        check_grid(grid, list(data.weights), f"runs.{entry.name}.targets ({entry.backbone.model} at {tile_px} px)")
     if entry.distill and entry.distill.local_weight:
         check_cells(student.backbone, [step_of(kind) for kind in data.weights], tile_px, entry.name)
     numerics = Numerics(*mean_std(student.backbone), device, _agreed_dtype(entry, device))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+
+from mad.config.training import STANDALONE
+from mad.files import MadError
+from mad.training.pairing import steps_of
 
 Weights = npt.NDArray[np.float32]
 
@@ -21,12 +26,26 @@ def cell_weights(path: tuple[int, ...], steps: tuple[int, ...], grid: tuple[int,
     """
     top = left = 0.0
     side = 1.0
-    for place, step in zip(path, steps, strict=False):
+    for place, step in zip(path, steps[: len(path)], strict=True):
         side /= step
         top, left = top + place // step * side, left + place % step * side
     weights = np.outer(_overlaps(top, side, grid[0]), _overlaps(left, side, grid[1])).astype(np.float32)
     weights.flags.writeable = False
     return weights
+
+
+def check_grid(grid: tuple[int, int], kinds: Sequence[str], where: str) -> None:
+    """Refuse tokens so large that children of one parent would share them. Grandchildren may share their parent's.
+
+    Raises:
+        MadError: a kind of pair has more children side by side than the grid has tokens.
+    """
+    for kind in kinds:
+        if kind != STANDALONE and min(grid) < (step := steps_of(kind)[0]):
+            raise MadError(
+                f"{where}: its {grid[0]} x {grid[1]} tokens do not tell the {step} x {step} children of {kind} apart; set "
+                "targets: tile, or take smaller patches, larger tiles or a network with a finer last map"
+            )
 
 
 def _overlaps(start: float, length: float, count: int) -> npt.NDArray[np.float64]:

@@ -81,8 +81,8 @@ class Presented:
     """What a group of B samples shows: S full-size views [B, S, P, P, 3] and L local ones to the student.
 
     `terms` [S + L, T]: weights of the cross-entropies with the teacher's T targets per sample: one per view that it sees, or of
-    a pair with `cells` one per child and view, behind those of the whole views if any term needs them. The last `shared` of the S
-    views are the teacher's own; `masks` [B, S, N] hides patches in these alone.
+    a pair with `cells` one per child and view, in a "global_pair" behind those of the whole views. The last `shared` of the S views
+    are the teacher's own; `masks` [B, S, N] hides patches in these alone.
     """
 
     full_size: Tensor
