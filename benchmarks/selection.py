@@ -42,7 +42,9 @@ def pattern(seed: int) -> pd.DataFrame:
     """The tile table of one slide, its tissue a few blobs, its classes smooth fields inside them."""
     rng = np.random.default_rng(seed)
     grid = Grid(LADDER, 224.0, 40_000, 30_000)
-    plan = plan_scale(mpp=0.25, level_downsamples=[1, 4, 16], magnifications=LADDER.magnifications, tile_px=224)
+    plan = plan_scale(
+        mpp=0.25, level_downsamples=[1, 4, 16], longer_px=40_000, magnifications=LADDER.magnifications, tile_px=224
+    )
     shape = grid.level_shape(2)
     fields = np.stack([gaussian_filter(rng.standard_normal(shape), 10) for _ in CLASSES])
     tissue = fields[-1] > np.quantile(fields[-1], rng.uniform(0.3, 0.6))

@@ -116,6 +116,55 @@ def test_slides_that_will_fail_come_first_with_their_cause(slides: Path, tmp_pat
     assert text.index("B will FAIL") < text.index("D will FAIL") < text.index("1 slides")
 
 
+def annotated_slide(folder: Path, annotation: str) -> Config:
+    write_tiff(folder / "s.tiff", [np.full((900, 900, 3), 200, np.uint8)], 0.25)
+    record = {"slide_id": "S", "path": "s.tiff", "patient_id": "P", "annotation": annotation}
+    write_sheet(folder / "slides.tsv", [record])
+    cohort = {"sheet": str(folder / "slides.tsv"), "split_by": "block"}
+    return parse_config({"results": str(folder / "results"), "cohort": cohort, "tile": {"tile_px": 32}})
+
+
+@pytest.mark.parametrize(
+    ("annotation", "content", "told_quickly"),
+    [
+        ("none.geojson", None, True),
+        ("folder.geojson", "folder", True),
+        ("damaged.geojson", '{"features": [', False),
+        ("other.xml", "<Wrong/>", False),
+        ("text.txt", "hello", False),
+        ("mask.png", "no picture", True),
+    ],
+)
+def test_annotations_that_will_fail_are_named_as_the_stage_names_them(
+    tmp_path: Path, annotation: str, content: str | None, told_quickly: bool
+) -> None:
+    config = annotated_slide(tmp_path, annotation)
+    if content == "folder":
+        (tmp_path / annotation).mkdir()
+    elif content is not None:
+        (tmp_path / annotation).write_text(content)
+    tile.run(config, cohort_rows(config)[0])
+    cause = read_json(tmp_path / "results" / "tile" / "S.json")["cause"]
+    assert annotation in cause
+    assert plan(config)["slides"][0]["error"] == cause
+    assert plan(config, quick=True)["slides"][0]["error"] == (cause if told_quickly else None)
+
+
+def test_guards_between_blocks_are_taken_off(tmp_path: Path) -> None:
+    """Ten columns of coarsest tiles, two of them guards: what the stages cut, not what the fractions say."""
+    pixels = np.random.default_rng(0).integers(60, 200, (128, 10 * 128, 3)).astype(np.uint8) // [1, 3, 2]
+    write_tiff(tmp_path / "s.tiff", [pixels.astype(np.uint8)], 0.25)
+    write_sheet(tmp_path / "slides.tsv", [{"slide_id": "S", "path": "s.tiff", "patient_id": "P"}])
+    cohort = {"sheet": str(tmp_path / "slides.tsv"), "split_by": "block"}
+    ladder = {"magnifications": [10, 40], "tile_px": 32}
+    config = parse_config({"results": str(tmp_path / "results"), "cohort": cohort, "tile": ladder})
+    found = plan(config)
+    rows = run_all(config) / "shard" / "S.parquet"
+    assert found["slides"][0]["blocks"] == {"train": 0.6, "val": 0.0, "test": 0.2}
+    assert found["totals"]["cut"] == len(pd.read_parquet(rows)) == 8 * (1 + 16 + 1 + 16)
+    assert "guards are taken off" in found["how"]["samples"]
+
+
 def test_a_synthetic_cohort_is_made_before_it_is_planned(tmp_path: Path) -> None:
     with pytest.raises(MadError, match="`mad synth` makes it"):
         plan(parse_config({"results": str(tmp_path)}))
@@ -126,7 +175,8 @@ def slide(tissue: int, *, annotated: bool = True, split: str | None = "train") -
         "10x": {"tiles": 100, "whole": 90, "tissue": tissue},
         "40x": {"tiles": 1600, "whole": 1500, "tissue": 1000},
     }
-    return {"annotated": annotated, "split": split, "magnifications": levels, "samples": {}}
+    blocks = {"train": 0.7, "val": 0.1, "test": 0.2}
+    return {"annotated": annotated, "split": split, "blocks": blocks, "magnifications": levels, "samples": {}}
 
 
 def caps(**sample: Any) -> Config:

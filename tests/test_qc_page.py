@@ -107,6 +107,26 @@ def test_a_tile_in_several_samples_counts_once_and_glass_has_no_focus() -> None:
     assert {m: len(values) for m, values in facts["focus"].items()} == {"10x": 2, "40x": 3}
 
 
+def test_an_unreadable_tile_of_two_samples_counts_once() -> None:
+    """As a child of one pair and the parent of another: two rows of the shard table, one tile to mend."""
+    twice = pd.concat([shard_rows(), shard_rows().assign(status="unreadable").iloc[:2]] * 2)
+    assert slide_facts(cohort_row("A"), told(), tile_rows(), twice)["unreadable"] == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "glass", "remark"),
+    [
+        (None, "Background", ["annotated, but no tile got a label"]),
+        ("Background", "Background", ["annotated, but no tile got a label other than Background"]),
+        ("Background", None, []),  # drawn by hand
+        ("Gray Matter", "Background", []),
+    ],
+)
+def test_glass_is_no_label_that_an_annotation_gave(label: str | None, glass: str | None, remark: list[str]) -> None:
+    facts = slide_facts(cohort_row("A"), told(), tile_rows(label=label), shard_rows())
+    assert cohort_quality([facts], glass)["slides"][0]["warnings"] == remark
+
+
 def test_the_cohort_is_summed_and_the_bad_stand_first() -> None:
     quality = cohort_quality(slides())
     assert [facts["slide_id"] for facts in quality["slides"]] == ["E", "D", "F", "C", "A", "B"]

@@ -81,7 +81,7 @@ def test_micrometres_are_those_of_the_slides_pixels(mpp: float) -> None:
     """Against x, y and side of a real tile table, which are whole level-0 pixels: less than one apart."""
     magnifications = [2.5, 10.0, 40.0] if mpp < 0.4 else [2.5, 10.0]
     plan = plan_scale(
-        mpp=mpp, level_downsamples=[1.0], magnifications=magnifications, tile_px=TILE_PX, tolerance=0.12,
+        mpp=mpp, level_downsamples=[1.0], longer_px=700, magnifications=magnifications, tile_px=TILE_PX, tolerance=0.12,
         on_missing="drop", pyramid="area", slide="S",
     )  # fmt: skip
     ladder = Ladder(tuple(magnifications))

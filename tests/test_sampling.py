@@ -36,7 +36,9 @@ def slide_table(slide: str, seed: int, width: int = 2 * 1792 + 300, height: int 
     """A tile table with random tissue and classes; its right-hand tiles cross the border."""
     rng = np.random.default_rng(seed)
     grid = Grid(LADDER, 112.0, width, height)
-    plan = plan_scale(mpp=0.25, level_downsamples=[1, 4, 16], magnifications=LADDER.magnifications, tile_px=112)
+    plan = plan_scale(
+        mpp=0.25, level_downsamples=[1, 4, 16], longer_px=width, magnifications=LADDER.magnifications, tile_px=112
+    )
     shape = grid.level_shape(2)
     tissue = (rng.random(shape) < 0.8).astype(np.int64)
     labels = np.stack([tissue * (rng.random(shape) < 0.9), 1 - tissue], axis=-1).astype(np.int64)
@@ -149,7 +151,9 @@ def test_a_tile_lies_inside_the_slide_where_all_of_its_children_do(
     """So a pair is complete or its parent is an edge tile: there is no policy to choose."""
     steps = Ladder(tuple(map(float, ladder)))
     grid = Grid(steps, 112.0, width, height)
-    plan = plan_scale(mpp=10 / ladder[-1], level_downsamples=[1], magnifications=steps.magnifications, tile_px=112)
+    plan = plan_scale(
+        mpp=10 / ladder[-1], level_downsamples=[1], longer_px=width, magnifications=steps.magnifications, tile_px=112
+    )
     cells = np.ones((*grid.level_shape(len(steps) - 1), 1), np.int64)
     table = tile_table("S", grid, plan, cells[..., 0], cells, (1, 1), ["A"], min_tissue=0, min_annotated=0.5)
     coarse = table["tile_id"].isin(table["parent_id"].dropna())

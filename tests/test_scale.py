@@ -13,7 +13,14 @@ LADDER = [2.5, 10.0, 40.0]
 
 
 def plan(mpp: float, downsamples: list[float], **options: object):  # type: ignore[no-untyped-def]
-    return plan_scale(mpp=mpp, level_downsamples=downsamples, magnifications=LADDER, tile_px=224, **options)  # type: ignore[arg-type]
+    given = {
+        "mpp": mpp,
+        "level_downsamples": downsamples,
+        "longer_px": 20_000,
+        "magnifications": LADDER,
+        "tile_px": 224,
+    }
+    return plan_scale(**given, **options)  # type: ignore[arg-type]
 
 
 def test_a_40x_scan_keeps_its_own_pixels() -> None:

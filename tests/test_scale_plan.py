@@ -7,15 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mad.files import MadError
-from mad.slides.scale import SAME_DOWNSAMPLE, ScalePlan, plan_scale
+from mad.slides.scale import ROUNDING_PX, SAME_DOWNSAMPLE, ScalePlan, plan_scale
 
 LADDERS = [(2.5, 10.0, 40.0), (5.0, 20.0), (5.0, 10.0, 20.0), (1.25, 10.0), (40.0,)]
 PYRAMIDS = [[1.0], [1.0, 2.0, 4.0, 8.0], [1.0, 4.0, 16.0], [1.0, 3.9999, 16.0012], [1.0, 4.0012, 15.9988, 32.01]]
 
 
+LONGER_PX = 20_000
+
+
 def plan(mpp: float, downsamples: list[float], ladder: tuple[float, ...] = LADDERS[0], **options: object) -> ScalePlan:
     given = {"mpp": mpp, "level_downsamples": downsamples, "magnifications": ladder, "tile_px": 224}
-    return plan_scale(**given, **options)  # type: ignore[arg-type]
+    return plan_scale(**{"longer_px": LONGER_PX, **given, **options})  # type: ignore[arg-type]
 
 
 def sources(result: ScalePlan) -> list[tuple[int, bool, str]]:
@@ -54,11 +57,28 @@ def test_28x_20x_and_coarser_scans_lie_on_a_grid_in_micrometres(mpp: float) -> N
 
 
 def test_levels_are_whole_downsamples_but_for_the_rounding_of_their_size() -> None:
-    """Levels that are shrunk once more too: 4.0012 taken at its word lies 30 px beside at the far end of 120,000 px."""
+    """Levels that are shrunk once more too: 4.0012 taken at its word lies 6 px of level 0 beside at the far end."""
     result = plan(0.125, [1.0, 4.0012, 15.9988])
     assert [level.level_downsample for level in result.levels] == [16.0, 4.0, 1.0]
     assert not any(level.native for level in result.levels)
     assert plan(0.25, [1.0, 3.5]).levels[1].level_downsample == 3.5
+
+
+@pytest.mark.parametrize(
+    ("width", "level_width", "whole"),
+    [
+        (10_000, 2499, True),  # 4.0016
+        (120_001, 30_000, True),
+        (120_000, 29_998, True),  # even: 4.00027
+        (120_000, 29_991, False),  # 4.0012, where rounding gives 30,000 px
+        (24_000, 6023, False),  # 3.9847
+        (2000, 502, True),  # the same ratio of a small slide: two pixels
+    ],
+)
+def test_another_ratio_is_not_taken_for_a_whole_number(width: int, level_width: int, whole: bool) -> None:
+    found = plan(0.25, [1.0, width / level_width], longer_px=width).levels[1]
+    assert (found.level, found.native, found.pyramid) == (1, whole, "scanner")
+    assert found.level_downsample == (4.0 if whole else width / level_width)
 
 
 def test_dropped_means_never_enlarged() -> None:
@@ -88,7 +108,7 @@ def test_every_plan_is_sound(mpp: float, downsamples: list[float], ladder: tuple
             level.downsample * (1 + SAME_DOWNSAMPLE), 1.0
         )  # never enlarged from coarser
         if level.native:
-            assert abs(downsamples[level.level] / level.downsample - 1) <= SAME_DOWNSAMPLE
+            assert abs(LONGER_PX / downsamples[level.level] - LONGER_PX / level.downsample) <= ROUNDING_PX
         if pyramid == "area":
             assert level.level == 0
         assert not level.available or level.downsample >= 1 / 1.12 - 1e-12

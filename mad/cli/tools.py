@@ -96,7 +96,7 @@ def doctor(config: ConfigFile = DEFAULT) -> None:
 def plan(
     config: ConfigFile = DEFAULT,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Read the slides' headers alone: no tissue, no disk, no hours.")
+        bool, typer.Option("--quick", help="Read the slides' headers alone: no tissue, no polygons, no disk, no hours.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with every slide.")] = False,
 ) -> None:

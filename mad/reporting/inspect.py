@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mad.config.model import TileConfig
 from mad.files import MadError, Pathlike
-from mad.slides.readers import Reader, TiffReader, open_slide
+from mad.slides.readers import Reader, open_slide
 from mad.slides.scale import Scale, read_scale
 from mad.tiles.aligned import AlignedSlide, open_aligned
 
@@ -78,16 +78,8 @@ def _facts(reader: Reader) -> dict[str, Any]:
         "icc": reader.icc,
         "icc_profile_bytes": len(reader.profile) if reader.profile else None,
         "compression": _compression(reader),
-        "storage_tile": _storage_tile(reader),
+        "storage_tile": list(tile) if (tile := reader.storage_tile(0)) else None,
     }
-
-
-def _storage_tile(reader: Reader) -> list[int] | None:
-    """(width, height) of the pieces that level 0 is stored in; None where it is not told."""
-    if isinstance(reader, TiffReader):
-        return [reader.levels[0].tile_width, reader.levels[0].tile_height]
-    sides = [reader.properties.get(f"openslide.level[0].tile-{name}") for name in ("width", "height")]
-    return [int(side) for side in sides if side] if all(sides) else None
 
 
 def _compression(reader: Reader) -> str | None:

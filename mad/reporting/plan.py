@@ -23,8 +23,9 @@ from mad.reporting.inspect import describe
 from mad.reporting.trial import COARSE_MPP, JSON_MEMBER_BYTES, Trial, tissue_tiles, try_slides
 from mad.slides.sheet import SlideRow, cohort_rows
 from mad.tiles.aligned import open_aligned
+from mad.tiles.annotated import check_annotation
 from mad.tiles.pyramid import Ladder
-from mad.tiles.sampling import UNLABELLED, Caps
+from mad.tiles.sampling import UNLABELLED, Caps, block_shares
 from mad.tiles.shards import BLOCK
 
 THREADS = 8
@@ -32,7 +33,10 @@ HOW = {
     "tiles": "every tile of the grid that holds a pixel of the slide, from its header: exact",
     "tissue": f"tiles with enough tissue on a thumbnail of about {COARSE_MPP:g} um/px: an estimate; the stage's mask is finer",
     "samples": "what the caps of `sample:` leave of them if every class filled its own: an upper estimate; tissue outside the "
-    "annotations of an annotated slide comes on top, as far as sample.max_unlabelled lets it",
+    "annotations of an annotated slide comes on top, as far as sample.max_unlabelled lets it; of split_by: block the guards are "
+    "taken off, as if tissue and classes were spread evenly",
+    "failing": "slide and annotation are opened as stage `tile` opens them; polygons are read (not with --quick), the pixels of "
+    "slides and masks are not",
 }
 
 
@@ -40,7 +44,8 @@ def plan(config: Config, *, quick: bool = False) -> dict[str, Any]:
     """Plan the whole cohort.
 
     Args:
-        quick: read headers alone: no tissue, so every whole tile counts as tissue; no disk and no hours, unless shards exist.
+        quick: read headers alone: no tissue, so every whole tile counts as tissue; no annotation, only whether it is there; no
+            disk and no hours, unless shards exist.
 
     Returns:
         JSON-able: `slides` (those that will fail first, with `error`), `totals`, `runs` and `how`. A figure that cannot be
@@ -75,23 +80,32 @@ def plan(config: Config, *, quick: bool = False) -> dict[str, Any]:
 def plan_slide(config: Config, row: SlideRow, *, quick: bool) -> dict[str, Any]:
     """One slide's grid: `tiles`, `whole` (inside the slide) and, unless `quick`, estimated `tissue` per magnification.
 
-    A slide that cannot be tiled has `error`, and no counts.
+    `blocks` is the share of it that each split gets under `split_by: block`. A slide that cannot be tiled, or whose annotation
+    cannot be read, has `error`, and no counts.
     """
     plan: dict[str, Any] = {
         **{"slide_id": row.slide_id, "path": row.path, "split": row.split, "annotated": row.annotation is not None},
-        **{"error": None, "magnifications": {}, "footprints": 0, "samples": {}, "cut": 0, "bytes": None},
+        **{"error": None, "magnifications": {}, "footprints": 0, "blocks": None},
+        **{"samples": {}, "cut": 0, "bytes": None},
     }
     try:
         facts = describe(row.path, config.tile, row.mpp)
         if facts["error"]:
             return {**plan, "error": facts["error"]}
+        if row.annotation is not None:
+            bounds, size = tuple(facts["bounds"]), tuple(facts["dimensions"])
+            check_annotation(row.annotation, bounds=bounds, size=size, parse=not quick)
         tissue: Sequence[int | None] = [None] * len(facts["magnifications"])
         if not quick:
             with open_aligned(row.path, config.tile, row.mpp) as slide:
                 tissue = [int(ok.sum()) for ok in tissue_tiles(slide, config.tile)]
     except (MadError, OSError) as error:
         return {**plan, "error": str(error)}
-    plan["footprints"] = int(np.prod(facts["grid"]["touching"]))
+    grid = facts["grid"]
+    plan["footprints"] = int(np.prod(grid["touching"]))
+    if row.split is None:
+        rows, columns = grid["whole"] if all(grid["whole"]) else grid["touching"]
+        plan["blocks"] = block_shares(rows, columns, config.cohort)
     plan["magnifications"] = {
         f"{level['magnification']:g}x": {"tiles": level["tiles"], "whole": level["tiles_whole"], "tissue": estimate}
         for level, estimate in zip(facts["magnifications"], tissue, strict=True)
@@ -110,12 +124,12 @@ def share_samples(config: Config, ladder: Ladder, slides: list[dict[str, Any]]) 
     wanted = [(slide, kind, count) for slide in slides for kind, count in _candidates(config, ladder, slide).items()]
     total: dict[tuple[str, str, bool], float] = {}
     for slide, kind, count in wanted:
-        for split, share in _splits(config, slide).items():
+        for split, share in _splits(slide).items():
             group = (kind, split, slide["annotated"])
             total[group] = total.get(group, 0) + count * share
     for slide, kind, count in wanted:
         kept = 0.0
-        for split, share in _splits(config, slide).items():
+        for split, share in _splits(slide).items():
             found = total[kind, split, slide["annotated"]]
             room = _room(config, caps, ladder, kind, split, slide["annotated"])
             kept += count * share * min(1.0, room / found) if found else 0
@@ -138,11 +152,9 @@ def _candidates(config: Config, ladder: Ladder, slide: dict[str, Any]) -> dict[s
     return found
 
 
-def _splits(config: Config, slide: dict[str, Any]) -> dict[str, float]:
-    """Share of a slide's tiles per split; a guard between blocks is not subtracted."""
-    if slide["split"]:
-        return {slide["split"]: 1.0}
-    return {name: share for name, share in config.cohort.split.model_dump().items() if share}
+def _splits(slide: dict[str, Any]) -> dict[str, float]:
+    """Share of a slide's tiles per split."""
+    return {slide["split"]: 1.0} if slide["split"] else slide["blocks"]
 
 
 def _room(config: Config, caps: Caps, ladder: Ladder, kind: str, split: str, annotated: bool) -> float:

@@ -67,7 +67,7 @@ def slide_facts(
         stored = shard[shard["status"] == "ok"].drop_duplicates("tile_id")
         facts["in_shards"] = {f"{m:g}x": int(n) for m, n in stored.groupby("magnification").size().items()}
         facts["splits"] = {str(split): int(n) for split, n in stored.groupby("split").size().items()}
-        facts["unreadable"] = int((shard["status"] == "unreadable").sum())
+        facts["unreadable"] = int(shard.loc[shard["status"] == "unreadable", "tile_id"].nunique())
         if tiles is not None and len(stored):
             full = stored.merge(tiles.loc[tiles["tissue"] >= FOCUS_TISSUE, ["tile_id"]], on="tile_id")
             facts["focus"] = {f"{m:g}x": blur.to_numpy(float) for m, blur in full.groupby("magnification")["blur"]}
@@ -83,9 +83,10 @@ def num_stored(facts: Facts) -> int | None:
     return None if facts["in_shards"] is None else sum(facts["in_shards"].values())
 
 
-def cohort_quality(slides: Sequence[Facts]) -> dict[str, Any]:
+def cohort_quality(slides: Sequence[Facts], glass: str | None = None) -> dict[str, Any]:
     """The cohort's numbers, and its slides with `focus` in numbers and `warnings`: the content of `qc.json`.
 
+    `glass` is the class that glass is labelled as, on annotated slides: a tile that has it owes that to no annotation.
     `focus` per magnification: `median`, and `blurred`, the share of tiles under BLURRED times the cohort's median, which is
     the median over slides of their medians: a slide counts once, however many tiles it has.
     """
@@ -103,7 +104,7 @@ def cohort_quality(slides: Sequence[Facts]) -> dict[str, Any]:
             }
             for m, v in facts["focus"].items()
         }
-        done.append(facts | {"focus": focus, "warnings": _warnings(facts, focus)})
+        done.append(facts | {"focus": focus, "warnings": _warnings(facts, focus, glass)})
     order = {"failed": 0, "no tile": 1, "not made yet": 2, "ok": 3}
     done.sort(key=lambda facts: (order[facts["state"]], not facts["warnings"], facts["slide_id"]))
     states = [facts["state"] for facts in done]
@@ -160,7 +161,7 @@ def _mend(told: Mapping[str, Any], facts: Facts) -> str | None:
     )
 
 
-def _warnings(facts: Facts, focus: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _warnings(facts: Facts, focus: Mapping[str, Mapping[str, float]], glass: str | None) -> list[str]:
     """Remarks on a slide that gave tiles."""
     if facts["state"] in ("failed", "no tile"):
         return []
@@ -172,8 +173,10 @@ def _warnings(facts: Facts, focus: Mapping[str, Mapping[str, float]]) -> list[st
     for magnification, numbers in focus.items():
         if numbers["blurred"] >= WARN_BLUR:
             found.append(f"{numbers['blurred']:.0%} of the {magnification} tiles are blurred against the cohort")
-    if facts["annotated"] and facts["labels"] is not None and not facts["labels"]:
-        found.append("annotated, but no tile got a label")
+    if facts["annotated"] and facts["labels"] is not None:
+        names = {name for counts in facts["labels"].values() for name in counts} - {glass}
+        if not names:
+            found.append("annotated, but no tile got a label" + (f" other than {glass}" if facts["labels"] else ""))
     return found
 
 

@@ -49,8 +49,8 @@ def tissue_tiles(slide: AlignedSlide, config: TileConfig) -> list[np.ndarray]:
     grid, mpp = slide.grid, slide.scale.mpp
     cells = cells_per_tile(grid, mpp, max(COARSE_MPP, config.tissue.mpp))
     downsample = grid.finest_px / cells
-    view = slide.reader.overview(downsample, *raster_shape(grid, cells), left=grid.left, top=grid.top)
-    counts = block_sums(tissue_mask(view, mpp=mpp * downsample, options=config.tissue), cells)
+    view, lost = slide.reader.salvaged_overview(downsample, *raster_shape(grid, cells), left=grid.left, top=grid.top)
+    counts = block_sums(tissue_mask(view, mpp=mpp * downsample, options=config.tissue) & ~lost, cells)
     found = []
     for level in range(len(grid.ladder)):
         span = grid.ladder.span(level)

@@ -41,6 +41,7 @@ def frame_of(reader: Reader, mpp: float, magnification: float) -> Frame:
     plan = plan_scale(
         mpp=mpp,
         level_downsamples=reader.level_downsamples,
+        longer_px=max(reader.level_dimensions[0]),
         magnifications=[magnification],
         tile_px=1,
         on_missing="upsample",

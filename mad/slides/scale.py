@@ -23,7 +23,11 @@ MICRONS_PER_OME_UNIT = {
 MIN_MPP, MAX_MPP = 0.02, 20.0
 AGREES = 0.1
 SQUARE, NEARLY_SQUARE = 0.01, 0.05
-SAME_DOWNSAMPLE = 0.005  # scanners print 3.9999 or 4.0012 for 4: the level's size was rounded, its pixels are 4x
+SAME_DOWNSAMPLE = 0.005
+"""A level that is coarser than wanted by up to this share is still fine enough to be read."""
+ROUNDING_PX = 2.0
+"""Scanners print 3.9999 or 4.0012 for 4: the level's size was rounded (up or down, to even numbers), its pixels are 4x. More
+than this it is not rounding: the level was resized by another ratio, and its pixels lie where that ratio puts them."""
 
 
 Source = Literal["cohort sheet", "vendor property", "OME-XML", "TIFF resolution"]
@@ -54,8 +58,15 @@ class LevelPlan:
     available: bool
 
     @property
-    def pyramid(self) -> Literal["scanner", "area"]:
-        """Whose pyramid the pixels come from: a level that the scanner wrote, or area averages of level 0 made here."""
+    def enlarged(self) -> bool:
+        """Whether the slide has no pixels as fine as wanted (`on_missing_scale: upsample`): they are interpolated here."""
+        return self.level_downsample > self.downsample * (1 + SAME_DOWNSAMPLE)
+
+    @property
+    def pyramid(self) -> Literal["scanner", "area", "enlarged"]:
+        """Whose pyramid the pixels come from: a level that the scanner wrote, area averages of level 0, or neither."""
+        if self.enlarged:
+            return "enlarged"
         return "scanner" if self.native or self.level > 0 else "area"
 
 
@@ -156,6 +167,7 @@ def plan_scale(
     *,
     mpp: float,
     level_downsamples: Sequence[float],
+    longer_px: float,
     magnifications: Sequence[float],
     tile_px: int,
     tolerance: float = 0.12,
@@ -169,6 +181,9 @@ def plan_scale(
     `tolerance`: 1 for a 40x scan on a ladder that ends at 40x, 2 for an 80x scan, or for a 40x scan on one that ends at 20x.
     The coarser magnifications are then exact integer downsamples. Any other slide is laid on a grid in micrometres.
 
+    Args:
+        longer_px: level 0's longer side, which tells a level's rounded size from another ratio (`whole_downsample`).
+
     Raises:
         MadError: a magnification is finer than the slide and `on_missing` is "fail".
     """
@@ -178,7 +193,7 @@ def plan_scale(
     if not keeps:
         unit = finest_mpp / mpp
     levels = []
-    level_downsamples = [_whole(value) for value in level_downsamples]
+    level_downsamples = [whole_downsample(value, longer_px) for value in level_downsamples]
     for magnification in magnifications:
         downsample = unit * magnifications[-1] / magnification
         available = downsample * (1 + tolerance) >= 1
@@ -189,7 +204,7 @@ def plan_scale(
             )
         fit = [n for n, d in enumerate(level_downsamples) if d <= downsample * (1 + SAME_DOWNSAMPLE)]
         level = max(fit, key=lambda n: level_downsamples[n]) if fit and pyramid == "scanner" else 0
-        native = keeps and abs(level_downsamples[level] / downsample - 1) <= SAME_DOWNSAMPLE
+        native = keeps and math.isclose(level_downsamples[level], downsample)
         levels.append(
             LevelPlan(
                 magnification=magnification,
@@ -208,7 +223,10 @@ def plan_scale(
     return ScalePlan(mpp=mpp, keeps_pixel_grid=keeps, finest_px=tile_px * unit, levels=tuple(levels))
 
 
-def _whole(downsample: float) -> float:
-    """A level's downsample, a whole number where it is one but for the rounding of the level's size."""
-    nearest = float(round(downsample))
-    return nearest if abs(downsample / nearest - 1) <= SAME_DOWNSAMPLE else downsample
+def whole_downsample(downsample: float, longer_px: float) -> float:
+    """A level's downsample, a whole number where it is one but for the rounding of the level's size.
+
+    That is where it moves no pixel of the level by more than `ROUNDING_PX`, up to the far end of `longer_px` level-0 pixels.
+    """
+    nearest = float(max(1, round(downsample)))
+    return nearest if abs(longer_px / nearest - longer_px / downsample) <= ROUNDING_PX else downsample

@@ -33,7 +33,7 @@ def run(config: Config) -> None:
     facts = [
         _facts(results, {str(key): value for key, value in row.items()}) for row in track(rows, "qc", unit="slides")
     ]
-    quality = cohort_quality(facts)
+    quality = cohort_quality(facts, config.label.background if config.label.glass_is_background else None)
     page = results / "report" / "qc.html"
     line = exit_line(quality, str(page))
     with atomic_path(page) as temporary:

@@ -293,7 +293,7 @@ def read_thumbnail(path: str, icc: IccChoice) -> tuple[Any, list[float] | None]:
             if downsample < 1:
                 downsample = 1.0
             rows, columns = max(1, round(height / downsample)), max(1, round(width / downsample))
-            image = slide.overview(downsample, rows, columns, left=left, top=top)
+            image, _ = slide.salvaged_overview(downsample, rows, columns, left=left, top=top)
         return image, [left, left + width, top + height, top]
     except (MadError, OSError) as error:
         log(f"report: no thumbnail: {error}")

@@ -58,10 +58,11 @@ def _tile(config: Config, row: SlideRow, slide: AlignedSlide, picture: Path) -> 
 
     tissue_cells = cells_per_tile(grid, mpp, config.tile.tissue.mpp)
     downsample = grid.finest_px / tissue_cells
-    overview = slide.reader.overview(downsample, *raster_shape(grid, tissue_cells), left=grid.left, top=grid.top)
+    shape = raster_shape(grid, tissue_cells)
+    overview, lost = slide.reader.salvaged_overview(downsample, *shape, left=grid.left, top=grid.top)
     options = config.tile.tissue
-    tissue = tissue_mask(overview, mpp=mpp * downsample, options=options)
-    pen = pen_mask(overview, mpp=mpp * downsample)
+    tissue = tissue_mask(overview, mpp=mpp * downsample, options=options) & ~lost
+    pen = pen_mask(np.where(lost[..., None], np.uint8(255), overview), mpp=mpp * downsample)  # black would be ink
     inked = float(pen[tissue].mean()) if tissue.any() else 0.0
     if options.exclude_pen:
         tissue &= ~pen
@@ -76,7 +77,7 @@ def _tile(config: Config, row: SlideRow, slide: AlignedSlide, picture: Path) -> 
         size=slide.reader.level_dimensions[0],
     )
     if row.annotation and config.label.glass_is_background and config.label.background:
-        glass = ~(tissue | pen | unscanned(overview, mpp=mpp * downsample))
+        glass = ~(tissue | pen | lost | unscanned(overview, mpp=mpp * downsample))
         fine = cv2.resize(glass.astype(np.uint8), raster.shape[::-1], interpolation=cv2.INTER_NEAREST)
         raster[(raster == NO_CLASS) & (fine == 1)] = classes.index(config.label.background)
 
@@ -93,9 +94,19 @@ def _tile(config: Config, row: SlideRow, slide: AlignedSlide, picture: Path) -> 
         pen_counts=block_sums(pen, tissue_cells),
     )
     missing = [f"{level.magnification:g}x" for level in slide.plan.levels if not level.available]
+    enlarged = [
+        f"{level.magnification:g}x enlarged {level.level_downsample / level.downsample:.3g}x"
+        for level in slide.plan.levels
+        if level.available and level.enlarged
+    ]
     causes = [slide.scale.warning] if slide.scale.warning else []
     if missing:
         causes.append(f"{', '.join(missing)} left out: finer than the slide's {mpp:.3g} um/px")
+    if enlarged:
+        causes.append(f"{', '.join(enlarged)}: finer than the slide's {mpp:.3g} um/px")
+    if lost.any():
+        area = lost.sum() * (mpp * downsample / 1000) ** 2
+        causes.append(f"{area:.2g} mm2 of the slide cannot be decoded, taken as not scanned; copy the file anew")
     if not tissue.any():
         causes.append("no tissue found; if there is some, lower its threshold or try another tile.tissue.method")
     coarsest = table["magnification"] == config.tile.magnifications[0]

@@ -149,6 +149,7 @@ def open_aligned(path: Pathlike, config: TileConfig, mpp: float | None = None) -
         plan = plan_scale(
             mpp=scale.mpp,
             level_downsamples=reader.level_downsamples,
+            longer_px=max(reader.level_dimensions[0]),
             magnifications=config.magnifications,
             tile_px=config.tile_px,
             tolerance=config.scale_tolerance,

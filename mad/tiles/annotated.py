@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mad.config.model import LabelConfig
 from mad.files import Pathlike
-from mad.slides.annotations import Annotation, Region, is_mask, num_off_slide, open_mask, read_annotation
+from mad.slides.annotations import Annotation, Region, check_file, is_mask, num_off_slide, open_mask, read_annotation
 from mad.tiles.labels import NO_CLASS, class_raster, mask_raster, raster_shape
 from mad.tiles.pyramid import Grid
 
@@ -39,6 +40,23 @@ def annotated_raster(
     if is_mask(path):
         return _from_mask(path, label, grid, cells, size)
     return _from_polygons(path, label, grid, cells, bounds, size)
+
+
+def check_annotation(path: Pathlike, *, bounds: tuple[int, int, int, int], size: tuple[int, int], parse: bool) -> None:
+    """Refuse what `annotated_raster` would refuse, before anything is made of it; of a mask the pixels are left unread.
+
+    Args:
+        parse: read polygons, some seconds per 100,000; else only see that their file can be opened.
+
+    Raises:
+        MadError: as `annotated_raster`.
+    """
+    if is_mask(path):
+        open_mask(path, size)
+    elif parse:
+        read_annotation(path, bounds=bounds, size=size)
+    else:
+        check_file(Path(path))
 
 
 def named_regions(annotation: Annotation, label: LabelConfig) -> list[Region]:

@@ -69,9 +69,22 @@ def tile_splits(table: pd.DataFrame, cohort: CohortConfig, split: str | None) ->
         return np.full(len(table), split, object)
     whole = table[(table["status"] != "edge") & table["parent_id"].isna()]
     rows, columns = (whole if len(whole) else table)[["i", "j"]].max() + 1
-    axis = {"x": "j", "y": "i", "auto": "j" if columns >= rows else "i"}[cohort.block_axis]
-    count = int(columns if axis == "j" else rows)
+    axis, count = _block_axis(int(rows), int(columns), cohort)
     return block_split(table[axis].to_numpy(np.int64), count, cohort.split.model_dump(), cohort.block_guard)
+
+
+def block_shares(rows: int, columns: int, cohort: CohortConfig) -> dict[str, float]:
+    """The share of a slide of `rows` x `columns` whole coarsest tiles that `split_by: block` gives each split, without guards."""
+    _, count = _block_axis(rows, columns, cohort)
+    fractions = cohort.split.model_dump()
+    split = block_split(np.arange(count), count, fractions, cohort.block_guard)
+    return {name: float((split == name).mean()) for name in fractions}
+
+
+def _block_axis(rows: int, columns: int, cohort: CohortConfig) -> tuple[str, int]:
+    """What a slide is cut along, "i" (from row to row) or "j", and how many whole coarsest tiles it has there."""
+    axis = {"x": "j", "y": "i", "auto": "j" if columns >= rows else "i"}[cohort.block_axis]
+    return axis, columns if axis == "j" else rows
 
 
 def tile_levels(table: pd.DataFrame) -> np.ndarray:

@@ -18,12 +18,13 @@ from mad.files import MadError, Pathlike
 from mad.slides.annotations.geojson import read_geojson
 from mad.slides.annotations.markup import read_markup
 from mad.slides.annotations.mask import LabelMask, open_mask
-from mad.slides.annotations.region import Annotation, Region, in_slide_frame, num_off_slide
+from mad.slides.annotations.region import Annotation, Region, check_file, in_slide_frame, num_off_slide
 
 __all__ = [
     "Annotation",
     "LabelMask",
     "Region",
+    "check_file",
     "in_slide_frame",
     "is_mask",
     "num_off_slide",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +13,16 @@ import cv2
 import numpy as np
 
 from mad.files import MadError
+from mad.progress import log
 from mad.slides.icc import describe_profile, to_srgb
+from mad.slides.scale import ROUNDING_PX, SAME_DOWNSAMPLE
 
 IccChoice = Literal["keep", "apply"]
+Rectangle = tuple[int, int, int, int]
 STRIP_BYTES = 100_000_000  # of an overview's strip: memory does not grow with the slide's width
+PIECE_PX = 512  # side of what is given up around damage where the file does not tell its tiles
+MAX_LOST = 0.5
+"""Share of an overview that may be lost to damage; beyond it the slide is to be copied anew, not read in part."""
 
 
 class ReadError(MadError):
@@ -91,6 +98,11 @@ class Reader(ABC):
             out[top - y : bottom - y, left - x : right - x] = self._pixels(level, left, top, right - left, bottom - top)
         return out
 
+    def storage_tile(self, level: int) -> tuple[int, int] | None:
+        """(width, height) of the pieces that a level is stored in; None where the file does not tell."""
+        sides = [self.properties.get(f"openslide.level[{level}].tile-{name}") for name in ("width", "height")]
+        return (int(sides[0]), int(sides[1])) if sides[0] and sides[1] else None
+
     @abstractmethod
     def _decode(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """RGB pixels, as they are stored, of a rectangle that lies inside the level."""
@@ -109,20 +121,93 @@ class Reader(ABC):
         Raises:
             ReadError: no level that is fine enough can be decoded.
         """
-        fits = [n for n, d in enumerate(self.level_downsamples) if d <= downsample * 1.005] or [0]
-        for level in sorted(fits, key=lambda n: -self.level_downsamples[n]):
+        for level in self._fine_enough(downsample):
             try:
-                return self._overview(level, downsample, rows, columns, left, top, strip_px)
+                return self._overview(level, downsample, rows, columns, left, top, strip_px=strip_px)
             except ReadError as error:
                 fault = error
         raise fault
 
+    def salvaged_overview(
+        self, downsample: float, rows: int, columns: int, *, left: int = 0, top: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`overview` of a slide that may be damaged, and boolean [rows, columns] of what of it is lost: black there.
+
+        Where no level can be read whole, the finest is read in the pieces that it is stored in, as far as they decode.
+
+        Raises:
+            ReadError: more than `MAX_LOST` of it is lost.
+        """
+        lost = np.zeros((rows, columns), bool)
+        try:
+            return self.overview(downsample, rows, columns, left=left, top=top), lost
+        except ReadError as error:
+            log(f"{error}; reading around the damage")
+        level = self._fine_enough(downsample)[-1]
+        scale = self.level_downsamples[level]
+        damage: list[Rectangle] = []
+        across, down = self.level_dimensions[0]
+        shown = min(columns * downsample, across - left) * min(rows * downsample, down - top)
+        bearable = MAX_LOST * shown / scale**2
+        read = partial(self._read_around, damage, bearable)
+        image = self._overview(level, downsample, rows, columns, left, top, read=read)
+        for x, y, width, height in damage:
+            (x0, x1), (y0, y1) = (
+                (math.floor((at * scale - start) / downsample), math.ceil(((at + size) * scale - start) / downsample))
+                for at, size, start in ((x, width, left), (y, height, top))
+            )
+            lost[max(y0, 0) : y1, max(x0, 0) : x1] = True
+        image[lost] = 0
+        log(f"{self.path}: {len(damage)} pieces of level {level} cannot be decoded")
+        return image, lost
+
+    def _read_around(
+        self, damage: list[Rectangle], bearable: float, level: int, x: int, y: int, width: int, height: int
+    ) -> np.ndarray:
+        """`read`, where that fails piece by piece; pieces that cannot be decoded are added to `damage`.
+
+        Raises:
+            ReadError: there are more than `bearable` pixels of them.
+        """
+        try:
+            return self.read(level, x, y, width, height)
+        except ReadError as error:
+            fault = error
+        out = np.full((height, width, 3), 255, np.uint8)
+        across, down = self.storage_tile(level) or (PIECE_PX, PIECE_PX)
+        right, bottom = (min(*ends) for ends in zip((x + width, y + height), self.level_dimensions[level], strict=True))
+        for top in range(y // down * down, bottom, down):
+            for left in range(x // across * across, right, across):
+                x0, y0, x1, y1 = max(left, x), max(top, y), min(left + across, right), min(top + down, bottom)
+                try:
+                    out[y0 - y : y1 - y, x0 - x : x1 - x] = self.read(level, x0, y0, x1 - x0, y1 - y0)
+                except ReadError:
+                    damage.append((x0, y0, x1 - x0, y1 - y0))
+        if sum(piece[2] * piece[3] for piece in damage) > bearable:
+            raise ReadError(f"{fault}; more than {MAX_LOST:.0%} of the slide cannot be decoded: copy it anew")
+        return out
+
+    def _fine_enough(self, downsample: float) -> list[int]:
+        """The levels that an overview can be made of, coarsest first."""
+        found = [n for n, d in enumerate(self.level_downsamples) if d <= downsample * (1 + SAME_DOWNSAMPLE)] or [0]
+        return sorted(found, key=lambda n: -self.level_downsamples[n])
+
     def _overview(
-        self, level: int, downsample: float, rows: int, columns: int, left: int, top: int, strip_px: int
+        self,
+        level: int,
+        downsample: float,
+        rows: int,
+        columns: int,
+        left: int,
+        top: int,
+        *,
+        strip_px: int = 2048,
+        read: Callable[[int, int, int, int, int], np.ndarray] | None = None,
     ) -> np.ndarray:
         factor = downsample / self.level_downsamples[level]
-        if abs(factor - round(factor)) < 0.005 * factor:
-            factor = round(factor)
+        whole = max(1, round(factor))
+        if max(rows, columns) * abs(factor - whole) <= ROUNDING_PX:
+            factor = whole
         x, y = round(left / self.level_downsamples[level]), round(top / self.level_downsamples[level])
         width = math.ceil(columns * factor)
         out = np.empty((rows, columns, 3), np.uint8)
@@ -130,7 +215,7 @@ class Reader(ABC):
         for row in range(0, rows, step):
             count = min(step, rows - row)
             start = round(row * factor)
-            strip = self.read(level, x, y + start, width, math.ceil(count * factor))
+            strip = (read or self.read)(level, x, y + start, width, math.ceil(count * factor))
             if factor != 1:
                 strip = cv2.resize(strip, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
             out[row : row + count] = (

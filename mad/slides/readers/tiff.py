@@ -79,6 +79,9 @@ class TiffReader(Reader):
                     f"{path}: cut short, {beyond} of {len(level.sizes)} tiles of level {number} lie beyond the file's end"
                 )
 
+    def storage_tile(self, level: int) -> tuple[int, int]:
+        return self.levels[level].tile_width, self.levels[level].tile_height
+
     def _decode(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         stored = self.levels[level]
         out = np.empty((height, width, 3), np.uint8)
