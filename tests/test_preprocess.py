@@ -132,6 +132,7 @@ def test_an_undecodable_tile_takes_its_samples_out_and_is_listed(slides: Path, t
     for _, pair in cut[cut["kind"] == "10x-40x"].groupby("sample_id"):
         assert set(pair["status"]) in ({"ok"}, {"unreadable", "incomplete"})
     bad = cut[cut["status"] == "unreadable"]
+    assert read_json(folder / "shard" / "cohort.json")["unreadable"] == bad["tile_id"].nunique() < len(bad)
     assert (bad["size"] == 0).all() and bad["shard"].isna().all()
     assert (cut[cut["kind"] == "2.5x-10x"]["status"] == "ok").all()  # other levels are whole
 

@@ -78,8 +78,8 @@ def run(config: Config, row: SlideRow) -> None:
     write_parquet(folder / f"{row.slide_id}.parquet", table)
     write_parquet(folder / row.slide_id / "index.parquet", table)
     write_json(folder / row.slide_id / "index.json", {"key": key, "tars": tars})
-    lost = int((table["status"] == "unreadable").sum())
-    log(f"shard {row.slide_id}: {len(table)} tiles" + (f", {lost} of them unreadable" if lost else ""))
+    lost = num_unreadable(table)
+    log(f"shard {row.slide_id}: {table['tile_id'].nunique()} tiles" + (f", {lost} of them unreadable" if lost else ""))
 
 
 def _lost(config: Config, selected: pd.DataFrame) -> pd.DataFrame:
@@ -132,8 +132,13 @@ def run_cohort(config: Config) -> None:
     content = hashlib.sha256("\n".join((ok["kind"] + ok["tile_id"] + ok["sha256"]).tolist()).encode()).hexdigest()
     write_json(
         folder / "cohort.json",
-        {"tiles": counts, "unreadable": int((table["status"] == "unreadable").sum()), "sha256": content},
+        {"tiles": counts, "unreadable": num_unreadable(table), "sha256": content},
     )
+
+
+def num_unreadable(table: pd.DataFrame) -> int:
+    """Tiles of shard tables that could not be read; one may stand in several rows."""
+    return int(table.loc[table["status"] == "unreadable", "tile_id"].nunique())
 
 
 Tars = dict[str, dict[str, Any]]
