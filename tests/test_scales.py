@@ -45,6 +45,14 @@ def test_coral_gives_the_covariance_of_the_target() -> None:
     assert np.cov(mapped.T, bias=True) == pytest.approx(np.cov(target.T, bias=True), abs=2e-3)
 
 
+@pytest.mark.parametrize("scale", [100, 1, 0.1, 0.01])
+def test_coral_does_not_depend_on_the_scale_of_the_source(scale: float) -> None:
+    source, target = two_sets()
+    plain = coral(moments(source), moments(target))(source)
+    scaled = (scale * source).astype(np.float32)
+    assert coral(moments(scaled), moments(target))(scaled) == pytest.approx(plain, abs=2e-3)
+
+
 @pytest.mark.parametrize("align", [match_moments, coral])
 def test_a_set_is_mapped_onto_itself(align) -> None:
     features, _ = two_sets()

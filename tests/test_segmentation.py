@@ -10,6 +10,7 @@ import torch
 from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.probe import Probe
 from mad.evaluation.segmentation import map_scores, paint, segmentation_slides
+from mad.files import MadError
 
 CLASSES = ["a", "b"]
 SLIDES = pd.DataFrame(
@@ -27,8 +28,10 @@ def test_first_annotated_test_slides() -> None:
     assert segmentation_slides(SLIDES, EvaluationConfig(segmentation_num_slides=0)) == []
 
 
-def test_named_slides_win_and_strangers_are_left_out() -> None:
-    assert segmentation_slides(SLIDES, EvaluationConfig(segmentation_slides=["S4", "S9"])) == ["S4"]
+def test_named_slides_win_and_strangers_are_refused() -> None:
+    assert segmentation_slides(SLIDES, EvaluationConfig(segmentation_slides=["S4", "S1"])) == ["S4", "S1"]
+    with pytest.raises(MadError, match=r"evaluate.segmentation_slides: the cohort has no slide 'S9'; it has S3, S1"):
+        segmentation_slides(SLIDES, EvaluationConfig(segmentation_slides=["S4", "S9"]))
 
 
 def test_block_split_has_no_split_per_slide() -> None:

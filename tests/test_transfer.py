@@ -64,6 +64,20 @@ def test_fine_tiles_are_exactly_the_children_of_the_coarse_ones(data: Embedded) 
     assert set(wanted["child"]) == set(test["fine"][has_parent])
 
 
+def test_a_standalone_tile_of_another_pair_is_tested_and_none_twice(data: Embedded) -> None:
+    """Glass that is a child of a 2.5x parent is tested at 10x; glass at 40x that is a child of a tested parent is there already."""
+    test, _ = test_tiles(data, (10, 40))
+    tiles, narrow = data.tiles.copy(), data.pairs["kind"] == "10x-40x"
+    spare = np.intersect1d(test["coarse"], data.pairs.loc[~narrow, "child"])[0]
+    pairs = data.pairs[~(narrow & (data.pairs["parent"] == spare))]
+    lost = data.pairs.loc[narrow & (data.pairs["parent"] == spare), "child"]
+    again = np.setdiff1d(test["fine"], lost)[0]
+    tiles.loc[[spare, again], ["label", "code", "standalone"]] = "Background", data.classes.index("Background"), True
+    now, place = test_tiles(replace(data, tiles=tiles, pairs=pairs), (10, 40))
+    assert set(now["coarse"]) == set(test["coarse"]) and set(now["fine"]) == set(test["fine"]) - set(lost)
+    assert all(len(np.unique(rows)) == len(rows) for rows in now.values()) and len(place) == len(now["fine"])
+
+
 def test_training_tiles_are_coarse_ones_alone(data: Embedded) -> None:
     report, _ = evaluate_transfer(data, CONFIG, seed=0)
     train = data.tiles[(data.tiles["split"] == "train") & (data.tiles["magnification"] == 10)]

@@ -52,6 +52,13 @@ class Embedded:
             wanted = wanted & (self.codes >= 0)
         return np.flatnonzero(wanted)
 
+    @property
+    def standalone(self) -> NDArray[np.bool_]:
+        """Which tiles are samples by themselves, be they in a pair too; of tiles from elsewhere, those that are in no pair."""
+        if "standalone" in self.tiles:
+            return self.tiles["standalone"].to_numpy(bool)
+        return ~np.isin(np.arange(len(self.tiles)), self.pairs[["parent", "child"]].to_numpy())
+
     def part(self, rows: NDArray[np.int64]) -> RowSubset:
         """Features of some rows, without a copy of them: those of training may be nearly all."""
         return RowSubset(self.features, rows)
@@ -109,7 +116,7 @@ def assemble(
     """
     patient_of = dict(zip(slides["slide_id"], slides["patient_id"].astype(str), strict=True))
     split_by = str(slides["split_by"].iloc[0]) if "split_by" in slides and len(slides) else "patient"
-    tables, places, children, digests = [], [], [], []
+    tables, places, children, alone, digests = [], [], [], [], []
     dropped = {"without embedding": 0}
     for slide_id, shard, tile, rows, features in per_slide:
         usable = shard[shard["status"] == "ok"] if "status" in shard else shard
@@ -129,6 +136,7 @@ def assemble(
         tables.append(one.assign(slide_id=slide_id, patient_id=patient_of[slide_id]))
         places.append((features, place.to_numpy()))
         children.append(usable.loc[usable["role"] == "child", ["kind", "sample_id", "tile_id", "position"]])
+        alone.append(usable.loc[usable["role"] == "standalone", "tile_id"])
     if not tables or not sum(map(len, tables)):
         raise MadError("no embedded tile was found: run `mad shard` and `mad embed` first")
     duplicates = find_duplicates(pd.concat(digests, ignore_index=True)) if digests else None
@@ -158,7 +166,18 @@ def assemble(
     pairs = pd.concat(children, ignore_index=True)
     pairs = pairs.assign(parent=pairs["sample_id"].map(row_of), child=pairs["tile_id"].map(row_of))
     pairs = pairs.dropna(subset=["parent", "child"]).astype({"parent": np.int64, "child": np.int64})
-    columns = ["tile_id", "slide_id", "patient_id", "magnification", "split", "label", "code", *SHEET_COLUMNS]
+    tiles["standalone"] = tiles["tile_id"].isin(pd.concat(alone))
+    columns = [
+        "tile_id",
+        "slide_id",
+        "patient_id",
+        "magnification",
+        "split",
+        "label",
+        "code",
+        "standalone",
+        *SHEET_COLUMNS,
+    ]
     return Embedded(
         tiles=tiles[[column for column in columns if column in tiles]],
         features=_read(tables, places),

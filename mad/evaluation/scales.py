@@ -53,15 +53,18 @@ def match_moments(source: Moments, target: Moments) -> Affine:
 
 
 def coral(source: Moments, target: Moments, ridge: float = 1e-2) -> Affine:
-    """Whiten by the source, colour by the target: x (C_s + r I)^(-1/2) (C_t + r I)^(1/2), and the target's mean.
+    """Whiten by the source, colour by the target: x (C_s + r_s I)^(-1/2) (C_t + r_t I)^(1/2), and the target's mean.
 
     Args:
         source: of the embeddings to be mapped.
         target: of those that the probe was trained on.
-        ridge: r as a share of the mean variance of the target (the original adds I, whatever the scale).
+        ridge: r_s and r_t as a share of each side's mean variance (the original adds I, whatever the scale).
     """
-    add = ridge * max(np.trace(target.covariance) / len(target.mean), 1e-12) * np.eye(len(target.mean))
-    linear = _power(source.covariance + add, -0.5) @ _power(target.covariance + add, 0.5)
+
+    def widened(covariance: Floats) -> Floats:
+        return covariance + ridge * max(np.trace(covariance) / len(covariance), 1e-12) * np.eye(len(covariance))
+
+    linear = _power(widened(source.covariance), -0.5) @ _power(widened(target.covariance), 0.5)
     return Affine(source_mean=source.mean, linear=linear, target_mean=target.mean)
 
 

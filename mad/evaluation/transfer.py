@@ -262,14 +262,12 @@ def test_tiles(
         return test, np.full(len(test["fine"]), -1)
     parents = np.unique(pairs["parent"].to_numpy())
     children = labelled["child"].to_numpy()
-    in_pairs = data.pairs[["parent", "child"]].to_numpy()
-    background = data.background_code
+    background = -1 if data.background_code is None else data.background_code
     glass = {}
-    for magnification in transition:
+    for magnification, tested in ((coarse, parents), (fine, children)):  # of which a standalone tile may be one
         rows = data.rows("test", magnification)
-        glass[magnification] = (
-            rows[(data.codes[rows] == background) & ~np.isin(rows, in_pairs)] if background is not None else rows[:0]
-        )
+        alone = data.standalone[rows] & (data.codes[rows] == background)
+        glass[magnification] = rows[alone & ~np.isin(rows, tested)]
     place = np.searchsorted(parents, labelled["parent"].to_numpy())
     test = {"coarse": np.concatenate([parents, glass[coarse]]), "fine": np.concatenate([children, glass[fine]])}
     return test, np.concatenate([place, np.full(len(glass[fine]), -1)])

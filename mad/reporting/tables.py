@@ -47,7 +47,10 @@ PROBES = {
     "sound_matched with_background": "Sound probe, fine embeddings given the coarse mean and deviation (no labels)",
     "sound_coral with_background": "Sound probe, fine embeddings given the coarse mean and covariance (CORAL, no labels)",
 }
-NOT_RANKED = "Consistency has no best: it is high where both scores are equally bad, and over 100 % where the coarse one is worse."
+NOT_RANKED = (
+    "Consistency and agreement have no best: both are high where a probe says the same class of everything, and consistency is "
+    "over 100 % where the coarse score is the worse one."
+)
 BOOTSTRAP = ("bootstrap", "intervals")
 
 
@@ -243,7 +246,7 @@ def _transfer(variant: str, coarse: str, fine: str) -> list[Column]:
     if background == "with_background":  # of all children, whatever their class
         columns.append(
             Column(
-                key=f"{prefix}agreement", header="Agreement (%)", digits=1, best="max", scale=100,
+                key=f"{prefix}agreement", header="Agreement (%)", digits=1, scale=100,
                 source=("transfer", probe, "agreement"), interval=(probe, "agreement", *BOOTSTRAP, "agreement"),
             )
         )  # fmt: skip

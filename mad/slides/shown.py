@@ -28,10 +28,13 @@ def mapped_slides(slides: Iterable[Slide], config: EvaluationConfig) -> list[str
     """Slides of the segmentation maps: those that the configuration names, else the first annotated test slides by id.
 
     With `split_by: block` a slide has no split, and the first annotated ones are taken.
+
+    Raises:
+        MadError: the configuration names a slide that the cohort lacks.
     """
     slides = list(slides)
     if config.segmentation_slides:
-        return [name for name in config.segmentation_slides if name in {slide.slide_id for slide in slides}]
+        return _known(config.segmentation_slides, [slide.slide_id for slide in slides], "evaluate.segmentation_slides")
     chosen = [slide.slide_id for slide in slides if slide.annotation and slide.split in (None, "test")]
     return sorted(chosen)[: config.segmentation_num_slides]
 
@@ -48,9 +51,14 @@ def viewed_slides(slides: Iterable[Slide], config: Config) -> list[str]:
         return names
     if config.viewer.slides == "maps":
         return mapped_slides(slides, config.evaluate)
-    for wanted in config.viewer.slides:
-        if wanted not in names:
-            near = difflib.get_close_matches(wanted, names, n=1)
+    return _known(config.viewer.slides, names, "viewer.slides")
+
+
+def _known(wanted: Iterable[str], names: list[str], key: str) -> list[str]:
+    """Each of `wanted` once, all of them being among the cohort's `names`."""
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
             known = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names[:20])}"
-            raise MadError(f"viewer.slides: the cohort has no slide {wanted!r}; {known}")
-    return list(dict.fromkeys(config.viewer.slides))
+            raise MadError(f"{key}: the cohort has no slide {name!r}; {known}")
+    return list(dict.fromkeys(wanted))

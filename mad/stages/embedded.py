@@ -15,8 +15,8 @@ ABSENT = "absent"  # `status` of an encoder whose weights cannot be had
 
 def is_fresh(folder: Path, slide_id: str, key: dict[str, Any]) -> bool:
     """Whether a slide's embeddings are whole and were made from just these inputs by just this encoder."""
-    stamp = folder / f"{slide_id}.json"
-    return stamp.exists() and (folder / f"{slide_id}.npy").exists() and read_json(stamp)["key"] == digest(key)
+    files = [folder / f"{slide_id}.{kind}" for kind in ("json", "npy", "parquet")]
+    return all(file.exists() for file in files) and read_json(files[0])["key"] == digest(key)
 
 
 def write_embeddings(
