@@ -3,6 +3,7 @@
 import errno
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -10,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from mad.config import Config, parse_config
-from mad.files import MadError
+from mad.files import MadError, sha256_file
 from mad.models.encoders import load_encoder, weights_sha256
 from mad.models.export import export_encoder
 from mad.models.hub import MissingWeightsError
@@ -101,6 +102,37 @@ def test_a_local_model_of_another_size_is_made_for_the_tiles(
         expected = twin((torch.from_numpy(TILES).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
     assert np.allclose(encoder(TILES), expected.numpy(), atol=1e-4)
     assert "unseen_px" not in encoder.audit and "not seen" not in capsys.readouterr().err
+
+
+def test_the_audit_holds_what_leaves_no_trace_in_the_weights(tmp_path: Path) -> None:
+    """It decides whether embeddings are fresh: arguments, and the file that timm reads further ones from."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, embed_dim=48, depth=1, num_heads=2)
+    export_encoder(model, tmp_path / "own", image_px=64, card="", provenance={})
+    spec, file = f"local-dir:{tmp_path}/own", tmp_path / "own" / "config.json"
+    plain, other = (load_encoder(configure(tmp_path, spec, args=args), "e") for args in ({}, {"act_layer": "SiLU"}))
+    assert plain.audit["weights_sha256"] == other.audit["weights_sha256"]
+    assert not np.allclose(plain(TILES), other(TILES), atol=1e-3)
+    assert other.audit == plain.audit | {"args": {"act_layer": "SiLU"}}
+    file.write_text(file.read_text().replace('"num_heads": 2', '"num_heads": 3'))
+    changed = load_encoder(configure(tmp_path, spec), "e")
+    assert not np.allclose(plain(TILES), changed(TILES), atol=1e-5)
+    assert changed.audit == plain.audit | {"config_sha256": sha256_file(file)} != plain.audit
+
+
+def test_the_config_of_a_hub_model_is_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, embed_dim=48, depth=1, num_heads=2)
+    for revision in ("aa", "bb"):
+        (repository / "refs" / {"aa": "main", "bb": "v2"}[revision]).write_text(revision)
+        export_encoder(
+            model, repository / "snapshots" / revision, image_px=64, card="", provenance={}, licence=revision
+        )
+    for name, revision in (("owner/name", "aa"), ("owner/name@v2", "bb")):
+        config = configure(tmp_path, f"hf-hub:{name}", args={"cache_dir": str(tmp_path / "hub")})
+        found = load_encoder(config, "e").audit["config_sha256"]
+        assert found == sha256_file(repository / "snapshots" / revision / "config.json")
 
 
 def test_a_border_outside_the_patches_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,12 +51,12 @@ def test_the_architecture_has_the_published_number_of_parameters(name):
     assert model.num_prefix_tokens == PREFIX[name]
 
 
-@pytest.mark.parametrize("name", ["uni", "uni2-h", "virchow2", "h-optimus-0"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_weights_in_their_published_layout_give_their_published_embedding(tmp_path, name):
-    """A stand-in of one block at 224 px is saved as the hub has it, and embeds tiles of 112 px at their own scale."""
+    """A stand-in of one block at the published size is saved as the hub has it, and embeds tiles of 112 px at their own scale."""
     published = PUBLISHED[name]
     torch.manual_seed(0)
-    theirs = build_published(published, 224, ONE_BLOCK).eval()
+    theirs = build_published(published, published.image_px, ONE_BLOCK).eval()
     file = tmp_path / "weights" / "pytorch_model.bin"
     file.parent.mkdir()
     torch.save(theirs.state_dict(), file)

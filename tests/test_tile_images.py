@@ -149,6 +149,12 @@ def test_what_was_read_before_a_broken_image_is_kept(paths, tmp_path, reads):
     assert (facts[["height", "width"]] == 8).all(axis=None)
 
 
+def test_an_image_that_is_named_twice_is_one(paths, tmp_path):
+    for _ in range(2):  # a row each was stored
+        facts = look_at_images([*paths, paths[3]], tmp_path / "images.parquet")
+        assert len(facts) == NUM + 1 and facts.iloc[-1].equals(facts.iloc[3].rename(NUM))
+
+
 def test_an_encoder_that_gives_no_numbers_names_the_image(paths, tmp_path):
     class Broken(Encoder):
         def __call__(self, tiles):

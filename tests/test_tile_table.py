@@ -25,6 +25,9 @@ def read_tile_table(path):
     return read_any(path, fractions=FRACTIONS, seed=0, **LADDER)
 
 
+COLOUR = {"name": "colour", "spec": "colour"}
+
+
 def read_text(folder, text):
     (folder / "tiles.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_tile_table(folder / "tiles.csv")
@@ -68,7 +71,7 @@ def make_table(folder, *, side=24):
     return table
 
 
-def evaluate_table(folder, **changes):
+def evaluate_table(folder, encoder="colour", encoders=(COLOUR,), **changes):
     """The command on `folder`/tiles.csv: where it wrote, the JSON of every protocol, and what it told."""
     evaluate = {
         "probe_steps": 200,
@@ -77,12 +80,12 @@ def evaluate_table(folder, **changes):
         "bootstrap_resamples": 20,
         "knn_k": 3,
     } | changes
-    config = {"results": str(folder), "encoders": [{"name": "colour", "spec": "colour"}], "evaluate": evaluate}
+    config = {"results": str(folder), "encoders": list(encoders), "evaluate": evaluate}
     (folder / "config.json").write_text(to_json(config))
-    given = ["evaluate", "colour", "--config", str(folder / "config.json"), "--tiles", str(folder / "tiles.csv")]
+    given = ["evaluate", encoder, "--config", str(folder / "config.json"), "--tiles", str(folder / "tiles.csv")]
     result = CliRunner().invoke(app, [*given, "--out", str(folder / "out")])
     assert result.exit_code == 0, result.output
-    out = folder / "out" / "colour"
+    out = folder / "out" / encoder
     protocols = ("classification", "clustering", "consistency", "transfer", "magnification")
     return out, {name: read_json(out / f"{name}.json") for name in protocols}, result.output
 
@@ -99,7 +102,35 @@ def test_a_table_of_images_runs_every_protocol(tmp_path):
     vectors = np.load(folder / "embeddings.npy")
     with Image.open(tmp_path / table["path"][0]) as image:
         assert vectors[0, :3] == pytest.approx(np.asarray(image).mean(axis=(0, 1)) / 255, abs=1e-5)
-    assert (folder / "tables" / "table5.md").exists()
+    assert (tmp_path / "out" / "tables" / "table5.md").exists()
+
+
+def test_encoders_of_the_same_tiles_and_settings_stand_in_one_table(tmp_path, monkeypatch):
+    (tmp_path / "flat.py").write_text(
+        "import numpy as np\n\ndef encoder(tile_px):\n    return lambda tiles: np.ones((len(tiles), 2), np.float32)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    encoders = [{"name": "flat", "spec": "python:flat:encoder"}, COLOUR, {"name": "again", "spec": "colour"}]
+
+    def rows(encoder, **changes):
+        _, _, told = evaluate_table(tmp_path, encoder, encoders, **changes)
+        table = pd.read_csv(tmp_path / "out" / "tables" / "table3.csv")
+        return table.loc[table["source"] == "ours", "encoder"].tolist(), told
+
+    make_table(tmp_path)
+    assert rows("colour")[0] == ["colour"]
+    assert rows("flat")[0] == ["flat", "colour"]
+    text = (tmp_path / "out" / "tables" / "table3.md").read_text().split("## Sound probe")[1]
+    flat, colour = (next(line for line in text.splitlines() if line.startswith(f"| {n} ")) for n in ("flat", "colour"))
+    assert "**1.0000" in colour and "**" not in flat
+    encoders.pop(0)
+    assert rows("again")[0] == ["colour", "again", "flat"], "those that left the configuration come last"
+    found, told = rows("again", knn_k=5)
+    assert found == ["again"] and "colour: not compared: other tiles or settings" in told
+    assert rows("again")[0] == ["colour", "again", "flat"]
+    pixels = np.random.default_rng(1).integers(100, 150, (24, 24, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "A" / "dark0.png")
+    assert rows("again")[0] == ["again"]
 
 
 def test_glass_in_two_splits_is_counted_in_every_json(tmp_path):
@@ -121,7 +152,7 @@ def test_without_parents_table_5_and_the_scale_matrix_are_there(tmp_path):
     assert transfer["sound"]["agreement"]["mean"] is None and sound["consistency"]["mean"] is None
     assert transfer["matrix"] == {trained: {"10x": 1.0, "40x": 1.0} for trained in ("10x", "40x")}
     assert reports["consistency"]["status"] == "not applicable" and "consistency: not applicable" in told
-    text = (folder / "tables" / "table5.md").read_text()
+    text = (folder.parent / "tables" / "table5.md").read_text()
     assert "consistency: null: a ratio of scores on the same tissue, which needs aligned pairs." in text
     row = next(line for line in text.split("## Sound probe")[1].splitlines() if line.startswith("| colour"))
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["1.0000"] * 6 + ["–", "–"]
@@ -135,8 +166,8 @@ def test_the_scale_matrix_stands_where_table_5_lacks_a_magnification(tmp_path):
     reason = "no labelled test tiles at 40x"
     assert reports["transfer"]["status"] == "ok" and set(reports["transfer"]["matrix"]) == {"2.5x", "10x"}
     assert reports["transfer"]["matrix"]["2.5x"]["10x"] == 1.0 and f"Table 5: not applicable: {reason}" in told
-    assert f"colour: not applicable: {reason}." in (folder / "tables" / "table5.md").read_text()
-    assert "Tested on 2.5x" in (folder / "tables" / "scales.md").read_text()
+    assert f"colour: not applicable: {reason}." in (folder.parent / "tables" / "table5.md").read_text()
+    assert "Tested on 2.5x" in (folder.parent / "tables" / "scales.md").read_text()
     scale_figure({"colour": reports}, tmp_path / "matrix.png")
     with Image.open(tmp_path / "matrix.png") as image:
         assert image.height > 300, "a panel, not a line that says there is none"
@@ -174,6 +205,41 @@ def test_a_faulty_line_is_named(tmp_path, column, value, message):
     table.to_csv(tmp_path / "tiles.csv", index=False)
     with pytest.raises(MadError, match=message):
         read_tile_table(tmp_path / "tiles.csv")
+
+
+@pytest.mark.parametrize("spelling", ["./{}", "A/../{}", "../here/{}", "{home}/{}"])
+def test_a_file_has_one_name_however_it_is_spelt(tmp_path, spelling):
+    folder = tmp_path / "here"
+    folder.mkdir()
+
+    def spell(name):
+        return spelling.format(name, home=folder)
+
+    table = make_table(folder)
+    twice = pd.concat([table, table.iloc[[1]].assign(path=spell(table["path"][1]))])
+    twice.to_csv(folder / "tiles.csv", index=False)
+    with pytest.raises(MadError, match=f"a path that an earlier line has: {len(table) + 2}$"):
+        read_tile_table(folder / "tiles.csv")
+    table.assign(path=table["path"].map(spell)).to_csv(folder / "tiles.csv", index=False)
+    read = read_tile_table(folder / "tiles.csv")
+    assert read["path"].tolist() == table["path"].tolist() and check(read, folder) == 24
+    table.assign(parent=table["parent"].map(spell, na_action="ignore")).to_csv(folder / "tiles.csv", index=False)
+    assert read_tile_table(folder / "tiles.csv")["parent"].dropna().tolist() == table["parent"].dropna().tolist()
+
+
+def test_files_outside_the_folder_keep_their_whole_path(tmp_path):
+    (tmp_path / "here").mkdir()
+    read = read_text(tmp_path / "here", "path,mpp,label,patient_id\n../there/a.png,1,x,P\n/b.png,1,x,P\n")
+    assert read["path"].tolist() == [str(tmp_path / "there" / "a.png"), "/b.png"]
+
+
+def test_empty_lines_are_passed_over_and_the_others_keep_their_numbers(tmp_path):
+    head = "path,mpp,label,patient_id\n"
+    assert read_text(tmp_path, head + "a,1,x,P\n\n,,,\nb,1,x,P\n , ,,\n\n")["path"].tolist() == ["a", "b"]
+    with pytest.raises(MadError, match="lines with no patient_id: 5$"):
+        read_text(tmp_path, head + "a,1,x,P\n\n,,,\nb,1,x,\n,,,\n")
+    with pytest.raises(MadError, match="no line below its header"):
+        read_text(tmp_path, head + ",,,\n")
 
 
 def test_missing_columns_and_files(tmp_path):

@@ -126,3 +126,19 @@ def test_a_folder_that_may_not_be_entered_ends_no_run(tmp_path: Path) -> None:
         (tmp_path / "locked").chmod(0o755)
     told = done.stdout + done.stderr
     assert done.returncode == 0 and "wildcards: slide=S1" in told and "wildcards: slide=S2" in told, told
+
+
+def test_an_encoder_on_a_disk_is_watched_with_its_configuration(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / "own" / name).touch()
+    settings = {
+        "results": str(tmp_path / "results"),
+        "encoders": [{"name": "own", "spec": f"local-dir:{tmp_path}/own"}],
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    command += ["--cores", "1", "--dry-run", str(tmp_path / "results" / "embed" / "own" / "audit.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    (inputs,) = re.findall(r"rule embed_encoder:\n +input: (.*)", done.stdout + done.stderr)
+    assert {f"{tmp_path}/own/{name}" for name in ("config.json", "model.safetensors")} <= set(inputs.split(", "))

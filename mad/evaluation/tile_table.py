@@ -9,6 +9,7 @@ at several um/px are evaluated so; where they name no parents, what compares a p
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def read_tile_table(
         raise MadError(f"{path}: has no line below its header; it needs one line per image")
     for name in {"slide_id", "parent"} - set(table):
         table[name] = pd.Series(pd.NA, table.index, dtype="string")
-    named, patient, parent = table["path"], table["patient_id"], table["parent"]
+    named, parent = (_one_spelling(table[name], path.parent) for name in ("path", "parent"))
+    patient = table["patient_id"]
     slide = table["slide_id"].fillna(patient)
     number = pd.to_numeric(table[scale[0]], errors="coerce").astype("float64")
     is_scale = (number > 0) & np.isfinite(number)
@@ -111,10 +113,21 @@ def _cells(path: Path) -> pd.DataFrame:
     table = table.apply(lambda cells: cells.str.strip()).replace("", pd.NA)
     table.index += 1  # as an editor counts the lines
     names = table.iloc[0].str.lower()
-    table = table.loc[2:, names.notna()].set_axis(names.dropna().tolist(), axis=1)
+    table = table.loc[2:].dropna(how="all").loc[:, names.notna()].set_axis(names.dropna().tolist(), axis=1)
     if twice := sorted(set(table.columns[table.columns.duplicated()])):
         raise MadError(f"{path}: has more than one column {', '.join(twice)} (case does not count); keep one of each")
     return table
+
+
+def _one_spelling(files: pd.Series, folder: Path) -> pd.Series:
+    """Paths as counted from the table's folder, whole where they lie outside it; `./3.png` and `../here/3.png` are `3.png`."""
+    here = folder.absolute()
+    home = os.path.normpath(here) + os.sep
+
+    def spell(name: str) -> str:
+        return os.path.normpath(here / name).removeprefix(home)
+
+    return files.map(spell, na_action="ignore").astype("string")
 
 
 def _snap(mpp: pd.Series, magnifications: Sequence[float], tolerance: float) -> pd.Series:

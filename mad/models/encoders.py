@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from mad.config import Config
 from mad.config.encoders import EncoderConfig
 from mad.config.weights import WEIGHT_FILES, weights_file
-from mad.files import MadError
+from mad.files import MadError, sha256_file
 from mad.models.export import WEIGHTS, load_exported
-from mad.models.hub import MissingWeightsError, check_local, hub_weights, local_weights
+from mad.models.hub import MissingWeightsError, check_local, config_file, hub_weights, local_weights
 from mad.models.own_encoder import OwnEncoder
 from mad.models.precision import choose_dtype
 from mad.models.registry import PUBLISHED, Published
@@ -116,6 +116,8 @@ class TimmEncoder:
             "dtype": str(self._dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
+        if args := {**(published.args if published else {}), **entry.args}:
+            self.audit["args"] = args  # such as act_layer and num_heads, of which weights keep no trace
         if unseen := self._side % (patch_px(model) or 1):
             self.audit["unseen_px"] = unseen
             log(
@@ -186,7 +188,7 @@ def load_encoder(config: Config, name: str) -> Encoder:
             "run `mad embed`, then `mad evaluate` on the cohort"
         )
     if kind in ("timm", "hf-hub", "hf_hub"):
-        return TimmEncoder(_load_timm(target if kind == "timm" else f"hf-hub:{target}", entry, tile_px), entry, tile_px)
+        return _timm_encoder(target if kind == "timm" else f"hf-hub:{target}", entry, tile_px)
     raise MadError(
         f"encoders: {name!r} has spec {entry.spec!r}; known forms are run:NAME, random:NAME, colour, published:NAME, timm:MODEL, "
         "hf-hub:OWNER/MODEL, local-dir:FOLDER, python:MODULE:FACTORY and adapter:NAME"
@@ -236,6 +238,13 @@ def _load_published(name: str, entry: EncoderConfig, tile_px: int) -> TimmEncode
     return TimmEncoder(model, entry, tile_px, published)
 
 
+def _timm_encoder(source: str, entry: EncoderConfig, tile_px: int) -> TimmEncoder:
+    encoder = TimmEncoder(_load_timm(source, entry, tile_px), entry, tile_px)
+    if config := config_file(source, entry.args.get("cache_dir")):
+        encoder.audit["config_sha256"] = sha256_file(config)
+    return encoder
+
+
 def _load_timm(source: str, entry: EncoderConfig, tile_px: int) -> nn.Module:
     """A timm model with its weights, made for tiles of `tile_px` where its input size is a choice: the scale stays theirs."""
     args = {"num_classes": 0, **layer_classes(entry.args)}
@@ -268,4 +277,4 @@ def _load_local(folder: Path, entry: EncoderConfig, tile_px: int) -> TimmEncoder
             f"encoders: {entry.name!r}: {folder} holds no config.json of timm beside {' or '.join(WEIGHT_FILES)}; name the "
             "folder of a model as timm or `mad` exported it, or as the Hugging Face hub has it"
         )
-    return TimmEncoder(_load_timm(f"local-dir:{folder}", entry, tile_px), entry, tile_px)
+    return _timm_encoder(f"local-dir:{folder}", entry, tile_px)

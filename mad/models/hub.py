@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub import hf_hub_download, metadata_load, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -61,6 +61,23 @@ def card_licence(card: Path) -> str | None:
     except (OSError, ValueError, yaml.YAMLError):
         return None
     return licence if isinstance(licence, str) else None
+
+
+def config_file(source: str, cache: str | None = None) -> Path | None:
+    """The config.json that timm has just made a model of: it holds its arguments, of which weights keep no trace.
+
+    Args:
+        source: as `timm.create_model` takes it, `local-dir:FOLDER` or `hf-hub:OWNER/MODEL@REVISION`; of another name None.
+        cache: folder of the hub's files, where it is not the usual one.
+    """
+    kind, _, target = source.partition(":")
+    if kind == "local-dir":
+        return Path(target) / "config.json"
+    if kind not in ("hf-hub", "hf_hub"):
+        return None
+    repository, _, revision = target.partition("@")
+    found = try_to_load_from_cache(repository, "config.json", cache, revision or None)
+    return Path(found) if isinstance(found, str) else None
 
 
 def check_local(error: Exception, key: str) -> None:

@@ -1,17 +1,20 @@
 """Tiles from elsewhere through an encoder and the label-based protocols: `mad evaluate ENCODER --tiles TABLE.csv`.
 
 Reads the table and its images, no slide; writes `{out}/{encoder}/`: embeddings.npy with tiles.parquet (its rows), the JSON of every
-protocol, Tables 3-5 and those of scales and sites. Images and embeddings are kept for the next call (`mad.stages.tile_images`).
+protocol. `{out}/tables/` has Tables 3-5 and those of scales and sites, with a row per encoder that was evaluated on the same images
+with the same settings. Images and embeddings are kept for the next call (`mad.stages.tile_images`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from mad.config import Config
-from mad.files import sha256_file, write_json, write_parquet
+from mad.files import digest, read_json, sha256_file, write_json, write_parquet
 from mad.progress import log
+from mad.reporting.from_json import Reports
 
 
 def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
@@ -65,22 +68,38 @@ def run(config: Config, encoder: str, table_path: Path, out: Path) -> Path:
         "dim": features.shape[1], "dropped": {}, "audit": model.audit, "table_sha256": sha256_file(table_path),
         "duplicates": {"uniform": uniform_twins(table, facts)},
     }  # fmt: skip
-    reports = {}
+    asked = [settings.model_dump(exclude={"device", "threads"}), config.seed, config.label.background]
+    common["compared_by"] = digest([table.to_csv(), facts["sha256"].tolist(), *asked])
     for name, compute in protocols.items():
         found = attempt(compute)
         found.pop("by_patient", None)  # sums that only `mad evidence` reads
-        reports[name] = plain(common | {"protocol": name} | found)
-        write_json(folder / f"{name}.json", reports[name])
-        for what, told in ((name, reports[name]), ("Table 5", reports[name].get("table5"))):
-            if told and told["status"] != "ok":
-                log(f"{what}: {told['status']}: {told['reason']}")
-    one = {encoder: reports}
+        report = plain(common | {"protocol": name} | found)
+        write_json(folder / f"{name}.json", report)
+        for what, part in ((name, report), ("Table 5", report.get("table5"))):
+            if part and part["status"] != "ok":
+                log(f"{what}: {part['status']}: {part['reason']}")
+    reports = _compared(out, [entry.name for entry in config.encoders], protocols, common["compared_by"])
+    names = list(reports)
     for made in (
-        table3([encoder], one, data.classes),
-        table4([encoder], one),
-        table5([encoder], one),
-        scale_table([encoder], one),
-        site_table([encoder], one),
+        table3(names, reports, data.classes),
+        table4(names, reports),
+        table5(names, reports),
+        scale_table(names, reports),
+        site_table(names, reports),
     ):
-        write_table(folder / "tables", made)
-    return folder / "tables"
+        write_table(out / "tables", made)
+    return out / "tables"
+
+
+def _compared(out: Path, configured: list[str], protocols: Collection[str], compared_by: str) -> Reports:
+    """The JSON of every encoder in `out` that has the same `compared_by`; those of the configuration first, in its order."""
+    reports: Reports = {}
+    others = sorted({path.parent.name for path in out.glob("*/*.json")} - set(configured))
+    for encoder in (*configured, *others):
+        paths = [path for name in protocols if (path := out / encoder / f"{name}.json").exists()]
+        found = {path.stem: read_json(path) for path in paths}
+        if same := {name: report for name, report in found.items() if report.get("compared_by") == compared_by}:
+            reports[encoder] = same
+        if len(same) < len(found):
+            log(f"{encoder}: not compared: other tiles or settings; `mad evaluate {encoder} --tiles` evaluates it anew")
+    return reports

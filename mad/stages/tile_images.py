@@ -46,7 +46,7 @@ def look_at_images(paths: list[Path], store: Path) -> pd.DataFrame:
         if found:
             known.append(pd.DataFrame(found))
             write_parquet(store, pd.concat(known, ignore_index=True))
-    return pd.concat(known).set_index("stamp").loc[stamps].reset_index()
+    return pd.concat(known).drop_duplicates("stamp").set_index("stamp").loc[stamps].reset_index()
 
 
 def embed_images(

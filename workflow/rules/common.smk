@@ -175,7 +175,7 @@ def encoder_inputs(wildcards):
 
 
 def encoder_files(encoder):
-    """The file that holds an encoder, where it is on a disk; of an adapter its head and the embeddings that it adapts."""
+    """The files that hold an encoder, where they are on a disk; of an adapter its head and the embeddings that it adapts."""
     kind, _, target = encoder.spec.partition(":")
     made = {"run": "summary.json", "random": "recipe.json"}
     if kind in made:
@@ -184,7 +184,10 @@ def encoder_files(encoder):
         base = f"{RESULTS}/embed/{ADAPTERS[target].encoder}/audit.json"
         return [f"{RESULTS}/adapt/{target}/summary.json", base]
     named = target if kind == "local-dir" else encoder.weights
-    return [str(weights_file(named))] if named and weights_file(named).is_file() else []
+    files = [weights_file(named)] if named else []
+    if kind == "local-dir":
+        files.append(Path(target) / "config.json")
+    return [str(path) for path in files if path.is_file()]
 
 
 def weights_access(encoder):
