@@ -13,6 +13,7 @@ from mad.files import MadError, read_json
 from mad.models.embedding import embed_tiles
 from mad.slides.readers import open_slide
 from mad.stages import embed, evaluate
+from mad.tiles.embeddings import encoder_digest
 
 COLOUR = {"encoders": [{"name": "colour", "spec": "colour", "batch": 7}]}
 
@@ -169,3 +170,10 @@ def test_the_first_tile_whose_embedding_is_not_finite_is_named() -> None:
     images = (np.full((2, 2, 3), n, np.uint8) for n in range(9))
     with pytest.raises(MadError, match="not finite for tile-5 and 0 more of 3"):
         embed_tiles(Broken(), images, 3, "embed", "tile-{}".format)
+
+
+def test_an_encoder_is_its_weights_and_what_shapes_them() -> None:
+    plain = {"weights_sha256": "ab", "dim": 8}
+    assert encoder_digest(plain) == "ab" and encoder_digest({"dim": 8}) is None
+    others = ({"args": {"act_layer": "SiLU"}}, {"args": {"act_layer": "GELU"}}, {"config_sha256": "c"})
+    assert len({"ab", *(encoder_digest(plain | more) for more in others)}) == 4

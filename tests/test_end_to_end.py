@@ -175,7 +175,8 @@ def test_faults_are_named(made: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     told = read_json(audit)
     write_json(audit, {**told, "weights_sha256": "0" * 64})
     with pytest.raises(
-        MadError, match="embed/enc: made by other weights than those of random:net now; run `mad embed enc` again"
+        MadError,
+        match="embed/enc: made by other weights or arguments than those of random:net now; run `mad embed enc` again",
     ):
         run(config)
     write_json(audit, told)

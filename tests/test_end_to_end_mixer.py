@@ -198,6 +198,8 @@ def test_embeddings_by_other_weights_than_those_that_were_mixed_are_refused(made
     summary = read_json(path)
     write_json(path, {**summary, "encoder_sha256": "of before"})
     for name in ("tuned-all", "mma"):  # at a share of the tiles a frozen mixer mixes anew as well
-        with pytest.raises(MadError, match=r"other weights than those in embed/enc now; run `mad mix mixer` again"):
+        with pytest.raises(
+            MadError, match=r"other weights or arguments than those in embed/enc now; run `mad mix mixer` again"
+        ):
             run(config, name)
     write_json(path, summary)

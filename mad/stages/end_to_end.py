@@ -19,6 +19,7 @@ from mad.evaluation.folds import Split
 from mad.evaluation.slide_heads import Task
 from mad.files import MadError, digest, sha256_file
 from mad.progress import log
+from mad.tiles.embeddings import encoder_digest
 
 IGNORED = {"cache_gb", "checkpointing"}  # they change no number but by rounding
 RULE = (
@@ -107,10 +108,10 @@ def encoder_learner(config: Config, entry: AggregatorConfig, source: dict[str, A
     assert entry.encoder is not None and entry.finetune is not None
     encoder, tuning = load_encoder(config, entry.encoder), entry.finetune
     assert isinstance(encoder, TimmEncoder)
-    if source.get("weights_sha256") != encoder.audit["weights_sha256"]:
+    if encoder_digest(source) != encoder_digest(encoder.audit):
         raise MadError(
-            f"embed/{entry.encoder}: made by other weights than those of {config.encoder(entry.encoder).spec} now; run "
-            f"`mad embed {entry.encoder}` again"
+            f"embed/{entry.encoder}: made by other weights or arguments than those of {config.encoder(entry.encoder).spec} now; "
+            f"run `mad embed {entry.encoder}` again"
         )
     pixels = TilePixels(config, tuning.cache_gb)
     return lambda scaling, seed: EncodedTokens(scaling, device, encoder, pixels, tuning, seed), {

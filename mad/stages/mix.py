@@ -24,7 +24,7 @@ from mad.files import MadError, atomic_path, digest, write_json, write_parquet
 from mad.models.mixer import Mixer, MixerShape, load_mixer, save_mixer
 from mad.progress import log, track
 from mad.slides.sheet import cohort_rows
-from mad.tiles.embeddings import read_audit
+from mad.tiles.embeddings import encoder_digest, read_audit
 from mad.training.curves import draw_mixer_curves
 from mad.training.folder import finished_run, prepare_folder
 from mad.training.mixing import FEWEST, check_health, split, train_mixer
@@ -79,7 +79,7 @@ def run(config: Config, name: str) -> None:
     tokens = 0
     for row in track(rows, f"mix {name}", unit="slides"):
         tokens += write_tokens(mixer, read_regions(config, entry, row.slide_id), folder)
-    _summarise(folder, entry, provenance | {"encoder_sha256": audit.get("weights_sha256")}, splits, tokens)
+    _summarise(folder, entry, provenance | {"encoder_sha256": encoder_digest(audit)}, splits, tokens)
 
 
 def freeze_mixer(config: Config, entry: MixerConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mad.config import Config
 from mad.config.biomarkers import AggregatorConfig
 from mad.evaluation.bags import Bag
 from mad.files import MadError, read_json, read_parquet
-from mad.tiles.embeddings import read_audit, read_embeddings
+from mad.tiles.embeddings import encoder_digest, read_audit, read_embeddings
 
 if TYPE_CHECKING:
     from mad.training.region_data import SlideRegions
@@ -58,10 +58,10 @@ class SlideTokens:
         anew = self.entry.finetune is not None or min(self.config.biomarkers.tile_shares) < 1
         if anew and (known := found.get("encoder_sha256")):
             embedded = read_audit(self.results / "embed" / found["encoder"])
-            if embedded.get("weights_sha256") != known:
+            if encoder_digest(embedded) != known:
                 raise MadError(
-                    f"mix/{self.entry.mixer}: made of embeddings by other weights than those in embed/{found['encoder']} now; run "
-                    f"`mad mix {self.entry.mixer}` again"
+                    f"mix/{self.entry.mixer}: made of embeddings by other weights or arguments than those in "
+                    f"embed/{found['encoder']} now; run `mad mix {self.entry.mixer}` again"
                 )
         return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mad.files import MadError, Pathlike, read_json, read_parquet
+from mad.files import MadError, Pathlike, digest, read_json, read_parquet
 
 
 def read_audit(folder: Pathlike) -> dict[str, Any]:
@@ -22,6 +22,16 @@ def read_audit(folder: Pathlike) -> dict[str, Any]:
         raise MadError(f"{folder}: no finished embeddings; run `mad embed` for encoder {folder.name!r} first")
     audit: dict[str, Any] = read_json(folder / "audit.json")
     return audit
+
+
+def encoder_digest(audit: dict[str, Any]) -> str | None:
+    """What made embeddings, of their audit: the weights' digest, or one of weights, arguments and configuration where it has these.
+
+    None where there are no weights.
+    """
+    weights: str | None = audit.get("weights_sha256")
+    more = {key: audit[key] for key in ("args", "config_sha256") if key in audit}
+    return digest([weights, more], length=64) if weights and more else weights
 
 
 def read_embeddings(folder: Pathlike, slide: str) -> tuple[pd.DataFrame, np.ndarray]:

@@ -13,7 +13,7 @@ from mad.files import MadError, digest
 from mad.models.embedding import usual_batch
 from mad.models.encoders import Encoder, load_encoder
 from mad.models.initial import encoder_licence
-from mad.tiles.embeddings import read_audit
+from mad.tiles.embeddings import encoder_digest, read_audit
 from mad.training.features import Features
 from mad.training.index import Index
 
@@ -35,8 +35,8 @@ class Teacher:
 
     @property
     def sha256(self) -> str:
-        """Digest of its weights; of what it tells of itself, where it has none (colour statistics, somebody's own function)."""
-        return str(self.audit.get("weights_sha256") or digest(self.audit))
+        """`encoder_digest`; one of all that it tells of itself where it has no weights (colours, somebody's own function)."""
+        return encoder_digest(self.audit) or digest(self.audit)
 
     @property
     def batch(self) -> int:
