@@ -81,6 +81,9 @@ def test_killed_at_any_moment_nothing_half_written_bears_a_final_name(
         check_whole(found, expected)
         if how == signal.SIGTERM:
             assert not [name for name in found if Path(name).name.startswith(".")]
+        if not process.returncode:  # done before: the machine was slower when it was timed
+            seconds *= 0.7
+            shutil.rmtree(Path(config.results) / "shard")
     assert killed
     shard.run(config, cohort_rows(config)[0])
     found = {name: data for name, data in files(config).items() if name.startswith("S01")}
