@@ -121,3 +121,14 @@ def write_dicom(folder: Path, levels: list[np.ndarray], syntax: str, icc: bytes 
         paths.append(folder / f"{number}.dcm")
         pydicom.dcmwrite(paths[-1], data, enforce_file_format=True)
     return paths
+
+
+def damage(path: Path, tiles: list[int]) -> Path:
+    """Wipe stored tiles of level 0, numbered row by row."""
+    with tifffile.TiffFile(path) as file:
+        places = [(file.pages[0].dataoffsets[n], file.pages[0].databytecounts[n]) for n in tiles]
+    with path.open("r+b") as file:
+        for offset, size in places:
+            file.seek(offset)
+            file.write(bytes(size))
+    return path

@@ -1,5 +1,7 @@
 """Stage embed: every vector belongs to its tile, nothing is encoded twice or in vain, nothing half-done is vouched for."""
 
+import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from pipeline import configure, run_all
+from slide_files import damage
 
 from mad.files import MadError, read_json
 from mad.models.embedding import embed_tiles
@@ -77,6 +80,28 @@ def test_only_what_changed_is_encoded_again(
     capsys.readouterr()
     embed.run(config, "colour")
     assert done == ["S01", "S02"] and " tiles of 1 slides in " in capsys.readouterr().err
+
+
+def test_a_slide_that_was_mended_is_embedded_whole(
+    slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A good copy over a damaged one, by `cp -p`: of equal size and time."""
+    shutil.copytree(slides, tmp_path / "slides")
+    slide, sound = tmp_path / "slides" / "S02.tiff", slides / "S02.tiff"
+    config = configure(tmp_path, tmp_path / "slides", **COLOUR)
+    folder = run_all(config)
+    stamp = slide.stat().st_atime_ns, slide.stat().st_mtime_ns
+    damage(slide, [30])
+    os.utime(slide, ns=stamp)
+    dense = folder / "embed" / "colour" / "dense" / "S02.npy"
+    embed.run(config, "colour")
+    lacking = len(np.load(dense))
+    embed.run(config, "colour")
+    assert "colour: 0 tiles of 0 slides" in capsys.readouterr().err, "what stays damaged is not embedded again"
+    shutil.copyfile(sound, slide)
+    os.utime(slide, ns=stamp)
+    embed.run(config, "colour")
+    assert lacking < len(np.load(dense)) == len(pd.read_parquet(dense.with_suffix(".parquet")))
 
 
 @pytest.mark.parametrize("limit", [1, 3, 64])

@@ -1,12 +1,15 @@
 """Where runs start: each form of `init` finds its file and licence, or says what would mend it."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import fakes
 import pytest
 import torch
+from conftest import heed_permissions
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -69,6 +72,36 @@ def test_a_file_or_its_folder(tmp_path):
     (tmp_path / "model.safetensors").touch()
     assert find_source(run_from(f"file:{tmp_path}"), tmp_path).path.name == "model.safetensors"
     assert run_from("random").init_file is None
+
+
+@pytest.mark.parametrize("spec", ["weights", "weights/model.safetensors", "local-dir"])
+def test_weights_that_may_not_be_entered_say_so(tmp_path, spec):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).touch()
+    ask = f"""
+from pathlib import Path
+from mad.files import MadError
+from mad.config.encoders import EncoderConfig
+from mad.models.encoders import _load_local
+from mad.models.hub import local_weights
+try:
+    if {spec!r} == "local-dir":
+        _load_local(Path("weights"), EncoderConfig(name="e", spec="local-dir:weights"), 112)
+    else:
+        local_weights({spec!r}, "key")
+except MadError as error:
+    print(error)
+"""
+    folder.chmod(0)
+    try:
+        told = subprocess.run(
+            [sys.executable, "-c", ask], cwd=tmp_path, preexec_fn=heed_permissions, capture_output=True, text=True
+        )
+    finally:
+        folder.chmod(0o755)
+    assert told.stdout.endswith("Permission denied; mend its permissions\n"), told
 
 
 @pytest.mark.parametrize("card", ["no front matter", "---\nlicense: [a, b]\n---\n", "---\n: : :\n---\n"])

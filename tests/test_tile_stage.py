@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import tifffile
 from conftest import write_tiff
+from slide_files import damage
 
 from mad.config import Config, parse_config
 from mad.files import MadError, read_json
@@ -26,17 +27,6 @@ def tissue_on_glass() -> np.ndarray:
     noise = np.random.default_rng(0).integers(-20, 20, (1024, 1024, 1))
     pixels[256:1280, 256:1280] = PEN_FREE + noise
     return pixels
-
-
-def damage(path: Path, tiles: list[int]) -> Path:
-    """Wipe stored tiles of level 0, numbered row by row."""
-    with tifffile.TiffFile(path) as file:
-        places = [(file.pages[0].dataoffsets[n], file.pages[0].databytecounts[n]) for n in tiles]
-    with path.open("r+b") as file:
-        for offset, size in places:
-            file.seek(offset)
-            file.write(bytes(size))
-    return path
 
 
 def configure(folder: Path, annotation: str = "", **tile_options: Any) -> Config:

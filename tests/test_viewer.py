@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
-from conftest import decode_coordinates
+from conftest import decode_coordinates, write_tiff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pipeline import configure
+from slide_files import damage
 from typer.testing import CliRunner
 
 from mad.cli import app
@@ -269,6 +270,17 @@ def test_a_damaged_slide_stops_only_where_that_is_wanted(small: Config) -> None:
         viewer.run_slide(small.model_copy(update={"on_bad_slide": "fail"}), bad)
     kept = Path(small.results) / "report/viewer/pyramids/bad/slide.json"
     assert read_json(kept)["status"] == "failed", "what was there stays"
+
+
+def test_what_cannot_be_decoded_is_black_in_the_picture(tmp_path: Path) -> None:
+    """One level alone; a strip that is lost whole, and one damaged tile beside whole ones."""
+    pixels = np.random.default_rng(0).integers(100, 200, (1024, 768, 3), np.uint8)
+    write_tiff(tmp_path / "S.tiff", [pixels], 0.25)
+    damage(tmp_path / "S.tiff", [0, 1, 2, 7])
+    pixels[:256] = pixels[512:768, 256:512] = 0
+    with open_slide(tmp_path / "S.tiff") as slide:
+        picture = np.concatenate(list(strips(slide, frame_of(slide, 0.25, 40), rows=256)))
+    assert np.array_equal(picture, pixels)
 
 
 def test_a_viewer_of_no_slide_says_so(tmp_path: Path) -> None:

@@ -272,7 +272,11 @@ def _load_run(folder: Path, entry: EncoderConfig, tile_px: int) -> TimmEncoder:
 
 
 def _load_local(folder: Path, entry: EncoderConfig, tile_px: int) -> TimmEncoder:
-    if not (folder / "config.json").exists() or not weights_file(str(folder)).is_file():
+    try:
+        whole = (folder / "config.json").exists() and weights_file(str(folder)).is_file()
+    except PermissionError as error:
+        raise MadError(f"encoders: {entry.name!r}: {folder}: {error.strerror}; mend its permissions") from None
+    if not whole:
         raise MadError(
             f"encoders: {entry.name!r}: {folder} holds no config.json of timm beside {' or '.join(WEIGHT_FILES)}; name the "
             "folder of a model as timm or `mad` exported it, or as the Hugging Face hub has it"

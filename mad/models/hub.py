@@ -48,9 +48,14 @@ def local_weights(path: str, key: str) -> Source:
         MissingWeightsError: there are none.
     """
     named, found = Path(path), weights_file(path)
-    if not found.is_file():
+    try:
+        with found.open("rb"):
+            pass
+    except PermissionError as error:
+        raise MissingWeightsError(f"{key}: {named}: {error.strerror}; mend its permissions") from None
+    except OSError:
         wanted = f"a folder without {' and '.join(WEIGHT_FILES)}" if named.is_dir() else "no such file"
-        raise MissingWeightsError(f"{key}: {named}: {wanted}; name a .safetensors or .pth file or its folder")
+        raise MissingWeightsError(f"{key}: {named}: {wanted}; name a .safetensors or .pth file or its folder") from None
     return Source(found, card_licence(named / "README.md"))
 
 

@@ -54,22 +54,21 @@ def frame_of(reader: Reader, mpp: float, magnification: float) -> Frame:
 def strips(reader: Reader, frame: Frame, rows: int = STRIP_ROWS) -> Iterator[np.ndarray]:
     """The picture from top to bottom: RGB [at most rows, frame.width, 3].
 
-    Every strip starts at its own place on level 0, rounded once: nothing drifts.
-
-    Raises:
-        ReadError: some of it cannot be decoded.
+    Every strip starts at its own place on level 0, rounded once: nothing drifts. What cannot be decoded is black: whether a slide
+    is too damaged is for stage `tile` to say, of all of it.
     """
     for start in range(0, frame.height, rows):
         top = round(frame.top + start * frame.downsample)
         count = min(rows, frame.height - start)
-        yield reader.overview(frame.downsample, count, frame.width, left=frame.left, top=top)
+        yield reader.salvaged_overview(
+            frame.downsample, count, frame.width, left=frame.left, top=top, max_lost=math.inf
+        )[0]
 
 
 def write_deepzoom(folder: Path, reader: Reader, frame: Frame, quality: int) -> None:
     """Write `slide.dzi` and `slide_files/` into an existing folder.
 
     Raises:
-        ReadError: some of the slide cannot be decoded.
         StorageError: the folder cannot be written, or the disk is full.
     """
     try:

@@ -125,13 +125,11 @@ def _embed_dense(
     table = table[(shown & mapped) | used].reset_index(drop=True)
     cut = config.tile.model_dump(exclude={"tissue", "min_tissue"})
     key = {"encoder": encoder.audit, "tiles": table["tile_id"].tolist(), "slide": slide_stamp(row.path), "cut": cut}
-    if is_fresh(folder, row.slide_id, key):
-        return 0
     parsed = [parse_tile_id(tile_id)[1] for tile_id in table["tile_id"]]
     order = sorted(range(len(parsed)), key=lambda n: (parsed[n][:2], len(parsed[n]), parsed[n]))
     read: list[int] = []
 
-    def images() -> Iterator[np.ndarray]:
+    def images(numbers: list[int]) -> Iterator[np.ndarray]:
         try:
             aligned = open_aligned(row.path, config.tile, row.mpp)
         except MadError as error:
@@ -140,15 +138,23 @@ def _embed_dense(
             log(f"WARNING: embed {name}: {row.slide_id} has no dense embeddings: {error}")
             return
         with aligned as slide:
-            for (i, j), tiles in groupby(order, key=lambda n: parsed[n][:2]):
+            for (i, j), tiles in groupby(numbers, key=lambda n: parsed[n][:2]):
                 footprint = Footprint(slide, i, j)
                 for n in tiles:
                     if (pixels := footprint.tile(parsed[n])) is not None:
                         read.append(n)
                         yield pixels
 
+    if is_fresh(folder, row.slide_id, key):
+        known = set(read_parquet(folder / f"{row.slide_id}.parquet")["tile_id"])
+        lost = [n for n in order if table["tile_id"].iloc[n] not in known]
+        if (
+            not lost or next(images(lost), None) is None
+        ):  # that a slide was mended need not show in size and time (`cp -p`)
+            return 0
+        read.clear()
     what = f"embed {name} {row.slide_id} (dense)"
-    shown = track(images() if order else [], what, total=len(order), unit="tiles")
+    shown = track(images(order) if order else [], what, total=len(order), unit="tiles")
     vectors = embed_tiles(encoder, shown, config.encoder(name).batch, what, lambda n: table["tile_id"].iloc[read[n]])
     write_embeddings(folder, row.slide_id, key, table["tile_id"].iloc[read], vectors)
     return len(read)

@@ -16,14 +16,15 @@ import pandas as pd
 
 from mad.evaluation.tile_table import image_facts, read_image
 from mad.files import digest, file_stamp, read_parquet, write_parquet
+from mad.models.batch_size import MOST
 from mad.models.embedding import embed_tiles
 from mad.models.encoders import Encoder
 from mad.progress import log, track
 from mad.stages.embedded import is_fresh, write_embeddings
 from mad.tiles.embeddings import read_embeddings
 
-PART = 1024
-"""Tiles that are written at once; a multiple of the usual batches."""
+PART = MOST
+"""Tiles that are written at once: the largest batch that is found."""
 WHOLE = "embeddings"
 
 

@@ -129,14 +129,14 @@ class Reader(ABC):
         raise fault
 
     def salvaged_overview(
-        self, downsample: float, rows: int, columns: int, *, left: int = 0, top: int = 0
+        self, downsample: float, rows: int, columns: int, *, left: int = 0, top: int = 0, max_lost: float = MAX_LOST
     ) -> tuple[np.ndarray, np.ndarray]:
         """`overview` of a slide that may be damaged, and boolean [rows, columns] of what of it is lost: black there.
 
         Where no level can be read whole, the finest is read in the pieces that it is stored in, as far as they decode.
 
         Raises:
-            ReadError: more than `MAX_LOST` of it is lost.
+            ReadError: more than `max_lost` of it is lost.
         """
         lost = np.zeros((rows, columns), bool)
         try:
@@ -148,7 +148,7 @@ class Reader(ABC):
         damage: list[Rectangle] = []
         across, down = self.level_dimensions[0]
         shown = min(columns * downsample, across - left) * min(rows * downsample, down - top)
-        bearable = MAX_LOST * shown / scale**2
+        bearable = max_lost * shown / scale**2
         read = partial(self._read_around, damage, bearable)
         image = self._overview(level, downsample, rows, columns, left, top, read=read)
         for x, y, width, height in damage:
