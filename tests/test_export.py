@@ -211,5 +211,18 @@ def test_faults_are_named(config: Config, coordinate_slide: Path, tmp_path: Path
             assert file["tile_id"][0].startswith(slide.encode())
 
 
+def test_clams_list_holds_what_earlier_calls_wrote(coordinate_slide: Path, tmp_path: Path) -> None:
+    other = tmp_path / "a slide, the second.tiff"
+    other.write_bytes(coordinate_slide.read_bytes())
+    config = tiled(tmp_path, {"C1": coordinate_slide, "C2": other})
+    for slide, listed in (("C2", [other.name]), ("C1", [other.name, "coordinates.tiff"]), ("C2", None)):
+        export(Path(config.results), [slide], "clam", Selection(10), 64, tmp_path / "out")
+        (path,) = (tmp_path / "out").rglob("process_list_autogen.csv")
+        assert pd.read_csv(path)["slide_id"].tolist() == (listed or [other.name, "coordinates.tiff"])
+    (path.parent / "patches" / f"{other.stem}.h5").unlink()
+    export(Path(config.results), ["C1"], "clam", Selection(10), 64, tmp_path / "out")
+    assert pd.read_csv(path)["slide_id"].tolist() == ["coordinates.tiff"]
+
+
 def test_names_are_cut_as_trident_cuts_them() -> None:
     assert [slide_name(f"a/{name}") for name in ("S.1.svs", "S.ome.tiff", "S.OME.tif")] == ["S.1", "S", "S"]

@@ -137,12 +137,16 @@ def export(
         written[target.slide] = len(table)
         files.append(Path(target.path).name)
     if format == "clam":
-        with (
-            atomic_path(where / "process_list_autogen.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            csv.writer(file).writerows([["slide_id"], *([name] for name in files)])
+        _list_slides(where / "process_list_autogen.csv", files)
     return written
+
+
+def _list_slides(path: Path, files: list[str]) -> None:
+    """CLAM's list of slides, with those that earlier calls have put beside them."""
+    known = pd.read_csv(path, dtype=str)["slide_id"].tolist() if path.exists() else []
+    kept = [name for name in known if (path.parent / "patches" / f"{slide_name(name)}.h5").exists()]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["slide_id"], *([name] for name in dict.fromkeys([*kept, *files]))])
 
 
 def layout(magnification: float, tile_px: int) -> str:
