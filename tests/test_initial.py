@@ -1,6 +1,7 @@
 """Where runs start: each form of `init` finds its file and licence, or says what would mend it."""
 
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +21,12 @@ from huggingface_hub.errors import (
 from safetensors.torch import save_file
 
 from mad.config import parse_config
-from mad.config.training import MaskConfig, RunConfig
+from mad.config.training import BackboneConfig, MaskConfig, RunConfig
 from mad.files import MadError, read_json, sha256_file
 from mad.models import hub
 from mad.models.hub import MissingWeightsError, Source, card_licence
-from mad.models.initial import find_source, initial_licence
+from mad.models.initial import check_normalisation, find_source, initial_licence
+from mad.models.registry import PUBLISHED
 from mad.models.vit import build_backbone
 from mad.models.weights import Loaded
 from mad.stages import train
@@ -104,6 +106,31 @@ except MadError as error:
     assert told.stdout.endswith("Permission denied; mend its permissions\n"), told
 
 
+def test_weights_go_on_with_the_colours_that_they_know(tmp_path):
+    """As timm, transformers and this package tell them beside the weights; an entry that names others has its way."""
+    (tmp_path / "model.safetensors").touch()
+    told = {"mean": [0.7, 0.55, 0.69], "std": [0.21, 0.24, 0.17]}
+    theirs = {"image_mean": told["mean"], "image_std": told["std"]}
+    run, asks = run_from(f"file:{tmp_path}"), {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    model = build_backbone(run.backbone, 32)
+    check_normalisation(run, find_source(run, tmp_path), model)  # nothing is told
+    for name, content in (("config.json", {"pretrained_cfg": told}), ("preprocessor_config.json", theirs)):
+        (tmp_path / "config.json").write_text('{"architectures": ["Dinov2Model"]}')
+        (tmp_path / name).write_text(json.dumps(content))
+        source = find_source(run, tmp_path)
+        assert source.mean_std == ((0.7, 0.55, 0.69), (0.21, 0.24, 0.17))
+        with pytest.raises(
+            MadError, match=r"set backbone.mean: \[0.7, 0.55, 0.69\] and backbone.std: \[0.21, 0.24, 0.17\]"
+        ):
+            check_normalisation(run, source, model)
+        for mean_std in (asks, told):
+            named = run_from(run.init).model_copy(
+                update={"backbone": BackboneConfig(**run.backbone.model_dump() | mean_std)}
+            )
+            check_normalisation(named, source, build_backbone(named.backbone, 32))
+        (tmp_path / name).unlink()
+
+
 @pytest.mark.parametrize("card", ["no front matter", "---\nlicense: [a, b]\n---\n", "---\n: : :\n---\n"])
 def test_a_card_without_a_licence(tmp_path, card):
     (tmp_path / "README.md").write_text(card)
@@ -117,13 +144,18 @@ def test_the_hub_is_asked_for_safetensors_first_and_for_the_card(tmp_path, monke
         asked.append((repository, name, revision))
         if name == "model.safetensors":
             raise failure(RemoteEntryNotFoundError)
-        (tmp_path / name).write_text(CARD)
+        if name == "config.json":
+            raise failure(HfHubHTTPError)
+        (tmp_path / name).write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}' if ".json" in name else CARD)
         return str(tmp_path / name)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
     found = find_source(run_from("hf-hub:owner/name@v1"), tmp_path)
-    assert found == Source(tmp_path / "pytorch_model.bin", "cc-by-nc-4.0")
-    assert asked == [("owner/name", name, "v1") for name in ("model.safetensors", "pytorch_model.bin", "README.md")]
+    assert found == Source(tmp_path / "pytorch_model.bin", "cc-by-nc-4.0", ((0, 0, 0), (1, 1, 1)))
+    files = ("model.safetensors", "pytorch_model.bin", "README.md", "config.json", "preprocessor_config.json")
+    assert asked == [("owner/name", name, "v1") for name in files]
+    uni = find_source(run_from("hf-hub:MahmoodLab/UNI"), tmp_path)
+    assert uni.mean_std == PUBLISHED["uni"].mean_std, "known without asking"
 
 
 @pytest.mark.parametrize(

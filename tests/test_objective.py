@@ -325,6 +325,15 @@ def test_losses_are_named_in_full():
     assert "4 children each against its own place in 2 views of their parent" in changed and changed.endswith(
         "(weight 0.5)"
     )
+    for pairs, words in (
+        ("aligned", "4 children against 2 views of their parent (10x-40x)"),
+        ("shuffled", "4 children of another parent of the slide against 2 views of this parent (10x-40x)"),
+        ("interpolated", "4 children, cut from their parent and enlarged, against 2 views of their parent (10x-40x)"),
+        ("same", "4 views of one tile, a parent or a child, against 2 views of the same tile (10x-40x)"),
+    ):
+        assert names(method="mad", pairs=pairs)[0].endswith(words)
+    assert "one tile of each pair 10x-40x, standalone" in names(method="dinov2")[0]
+    assert "every tile of a pair 10x-40x, standalone" in names(method="dinov2", pair_tiles="all")[0]
     only_crops = names(method="mad", ibot=IBOT)[2]
     assert "parents" not in only_crops and "K = 12" in only_crops
 

@@ -9,8 +9,9 @@ from mad.config import parse_config
 from mad.config.recipe import freeze_recipe
 from mad.config.training import BackboneConfig, RunConfig
 from mad.files import MadError
-from mad.models.vit import build_backbone, local_crop_px
+from mad.models.vit import build_backbone, local_crop_px, mean_std
 
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 SAME = {  # in both files
     "min_lr": 1e-6, "weight_decay": 0.04, "patch_embed_lr": 0.2, "clip": 3.0, "ema_end": 1.0, "student_temp": 0.1,
     "teacher_temp": 0.07, "teacher_temp_start": 0.04, "teacher_temp_warmup": 37500, "freeze_last_layer": 1250,
@@ -23,7 +24,7 @@ SAME = {  # in both files
 MASKS = {"weight": 1.0, "probability": 0.5, "ratio": [0.1, 0.5]}
 PUBLISHED = {
     "dinov2_vitl16": SAME | {
-        "backbone": {"model": "vit_large_patch16_224", "args": {"init_values": 1e-5}, "pooling": "cls"},
+        "backbone": {"model": "vit_large_patch16_224", "args": {"init_values": 1e-5}, "pooling": "cls"} | IMAGENET,
         "steps": 125_000, "warmup": 12_500, "batch": 2048, "lr": 0.004 * sqrt(2), "weight_decay_end": 0.4, "layer_decay": 0.9,
         "ema": 0.992, "centring": "ema", "centre_momentum": 0.9, "drop_path": 0.3,
         "head": {"hidden": 2048, "bottleneck": 256, "prototypes": 65536, "standardise": False},
@@ -69,7 +70,7 @@ def test_the_learning_rate_is_that_of_the_batch() -> None:
 def test_another_model_takes_nothing_from_the_preset_s() -> None:
     assert recipe(preset="dinov2_vitl16", backbone={"model": "convnext_tiny"})["backbone"]["args"] == {}
     pooled = recipe(preset="dinov2_vitl16", backbone={"pooling": "avg"})["backbone"]
-    assert pooled == {"model": "vit_large_patch16_224", "args": {"init_values": 1e-5}, "pooling": "avg"}
+    assert pooled == {"model": "vit_large_patch16_224", "args": {"init_values": 1e-5}, "pooling": "avg"} | IMAGENET
     run = RunConfig(name="a", method="mad", preset="dinov2_vitl16", backbone=BackboneConfig())
     assert run.backbone == BackboneConfig()
 
@@ -94,12 +95,31 @@ def test_what_the_jobs_read_holds_the_numbers_and_reads_the_same() -> None:
             r"runs.0.batch: Input should be greater than or equal to 1 \(got 0\)$",
         ),
         ({"preset": "dinov2_vitg14", "steps": 1000}, r"warmup \(100000\) must be shorter than steps \(1000\)"),
+        ({"preset": "dinov2_vitl16", "steps": 20000}, r"teacher_temp_warmup \(37500\) must not be longer than steps"),
+        (
+            {"preset": "dinov2_vitl16", "method": "xmag", "distill": {"teacher": "t"}},
+            "preset: 'dinov2_vitl16' has the numbers of self-distillation, not of method 'xmag'",
+        ),
         ({"preset": "dinov2_vitg14", "wramup": 1}, "no such key, did you mean 'warmup'"),
     ],
 )
 def test_faults_are_named(entry: dict[str, Any], message: str) -> None:
     with pytest.raises(MadError, match=message):
         recipe(**entry)
+
+
+def test_a_shared_head_has_no_sizes_of_its_own() -> None:
+    masks = recipe(preset="dinov2_vitg14", ibot={"head": "shared", "probability": 0.4})["ibot"]
+    assert (masks["weight"], masks["head"], masks["hidden"], masks["probability"]) == (1, "shared", None, 0.4)
+
+
+@pytest.mark.parametrize("preset", ["dinov2_vitl16", "dinov2_vitg14"])
+def test_images_are_normalised_as_dinov2_does(preset: str) -> None:
+    run = RunConfig(name="a", method="dinov2", preset=preset)
+    small = run.backbone.model_copy(update={"args": {"depth": 1, "embed_dim": 24, "num_heads": 3}})
+    assert mean_std(build_backbone(small, 56 if "14" in preset else 64)) == (
+        pytest.approx(IMAGENET["mean"]), pytest.approx(IMAGENET["std"]),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("patch", "side"), [(16, 96), (14, 98)])

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from timm.data import infer_imagenet_subset
 
 from mad.config.recipe import freeze_recipe
-from mad.config.training import BackboneConfig
+from mad.config.training import BackboneConfig, RunConfig
 from mad.files import MadError, read_json, sha256_file
 from mad.models.export import export_encoder, export_untrained, load_exported, model_card, read_provenance
 from mad.models.hub import card_licence
-from mad.models.vit import build_backbone, embedding_dim, initial_backbone, local_crop_px
+from mad.models.vit import build_backbone, embedding_dim, initial_backbone, local_crop_px, local_side, mean_std
 
 VIT = BackboneConfig(model="vit_tiny_patch16_224", args={"depth": 1, "embed_dim": 24, "patch_size": 8, "reg_tokens": 2})
 HYBRID = BackboneConfig(
@@ -53,6 +53,31 @@ def test_export_is_the_same_bytes_again_and_knows_its_weights(tmp_path):
     (tmp_path / "a" / "model.safetensors").write_bytes(b"cut short")
     assert read_provenance(tmp_path / "a") is None
     assert read_provenance(tmp_path / "nothing") is None
+
+
+def test_mean_and_deviation_go_out_with_the_encoder(tmp_path):
+    chosen = {"mean": (0.7, 0.5, 0.6), "std": (0.2, 0.3, 0.1)}
+    model = build_backbone(VIT.model_copy(update=chosen), 32)
+    assert mean_std(model) == tuple(chosen.values()) != mean_std(build_backbone(VIT, 32))
+    export_encoder(model, tmp_path, **PLAIN)
+    assert mean_std(load_exported(tmp_path)) == tuple(chosen.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "local_px", "words"),
+    [
+        ("vit_small_patch14_dinov2", 24, "takes no local crops of 24 px"),
+        ("beit_base_patch16_224", None, "takes no local crops of 32 px"),
+    ],
+)
+def test_local_crops_that_a_model_refuses_are_named(model, local_px, words):
+    args = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    run = RunConfig(**fakes.tiny_run(backbone={"model": model, "args": args}, views={"local_px": local_px}))
+    backbone = build_backbone(run.backbone, 112 if "14" in model else 80)
+    with pytest.raises(MadError, match=words):
+        local_side(backbone, run, 112 if "14" in model else 80)
+    none = run.model_copy(update={"views": run.views.model_copy(update={"local_crops": 0})})
+    local_side(backbone, none, 80)
 
 
 def test_vits_take_local_crops_of_another_size():

@@ -18,6 +18,7 @@ from mad.models.export import export_encoder
 from mad.models.heads import build_network
 from mad.models.vit import build_backbone
 from mad.models.weights import load_weights, read_tensors
+from mad.training.loop import build_networks
 
 WIDTH, DEPTH, HEADS, PATCH = 48, 2, 3, 14
 SMALL = {"depth": DEPTH, "embed_dim": WIDTH, "num_heads": HEADS}
@@ -237,6 +238,35 @@ def test_a_folder_of_ours_continues_at_another_size(tmp_path):
     images = torch.randn(2, 3, 112, 112)
     with torch.no_grad():
         assert torch.equal(smaller(images), theirs(images))
+
+
+@pytest.mark.parametrize("ibot", [0, 1])
+@pytest.mark.parametrize("image_px", [56, 112])
+@pytest.mark.parametrize(
+    ("model", "args"),
+    [
+        ("vit_small_patch14_reg4_dinov2", {}),  # the paper's layout: registers, no position of the class token
+        ("vit_small_patch14_dinov2", {}),
+        ("vit_small_patch14_dinov2", {"no_embed_class": True}),
+        ("vit_small_patch16_224", {"patch_size": 14, "reg_tokens": 4}),  # positions of class token and registers
+    ],
+)
+def test_checkpoints_of_ours_continue(tmp_path, model, args, image_px, ibot):
+    """Theirs is a mask token as Meta's, under names that Meta's models share where there are no registers."""
+    network = {"model": model, "args": {"depth": 1, "embed_dim": 24, "num_heads": 3, **args}}
+    run = RunConfig(**fakes.tiny_run(method="mad_global", backbone=network, ibot={"weight": ibot, "head": "shared"}))
+    _, teacher = build_networks(run, 112, 0)
+    torch.save({"teacher": teacher.state_dict(), "optimiser": {}}, tmp_path / "step.pt")
+    built = build_backbone(run.backbone, image_px)
+    loaded = load_weights(built, tmp_path / "step.pt")
+    assert (loaded.mask_token is not None) == bool(ibot) and loaded.grid == (None if image_px == 112 else (8, 4))
+    with torch.no_grad():
+        images = torch.randn(2, 3, image_px, image_px)
+        theirs = timm.create_model(
+            model, num_classes=0, img_size=112, dynamic_img_size=True, global_pool="token", **run.backbone.args
+        ).eval()
+        theirs.load_state_dict({name: value for name, value in teacher.backbone.state_dict().items()})
+        assert torch.allclose(built.eval()(images), theirs(images), atol=1e-5)
 
 
 def test_half_precision_is_read_as_fp32(tmp_path):

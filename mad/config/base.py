@@ -10,7 +10,9 @@ SLUG = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$"
 class Section(BaseModel):
     """One section of `config.yaml`. The string under each field is its description in the generated schema."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 def section_in(annotation: Any) -> Any:

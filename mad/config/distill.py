@@ -96,6 +96,10 @@ def check_method(run: RunConfig) -> None:
         )
     if run.distill is None:
         return
+    if run.preset is not None:
+        raise ValueError(
+            f"preset: {run.preset!r} has the numbers of self-distillation, not of method 'xmag'; take it away"
+        )
     fields = type(run).model_fields
     unused = [key for key in UNUSED if getattr(run, key) != fields[key].default]
     unused += [key for key in ("koleo", "freeze_last_layer") if getattr(run, key)]

@@ -7,7 +7,8 @@ of 1024, times sqrt(batch / 1024). A preset is written out before an entry is ch
 entry that changes `batch` alone gets the learning rate of its batch, and nothing else follows `batch` or `steps`.
 
 Not a number of theirs: `koleo` .2. They add .1 times the loss of each of two global crops, we take the mean of the crops. Nor is
-`clip` 3.0 quite theirs: they clip the gradients of the backbone and of each head apart, here one norm is that of all.
+`clip` 3.0 quite theirs: they clip the gradients of the backbone and of each head apart, here one norm is that of all. And no key
+tells KoLeo's least distance (mad.training.objective) and the spread of a head's first weights (mad.models.heads).
 What stands nowhere here is the default, or not theirs to say: local crops are 3/7 of the tile (96 or 98 of 224 px, as theirs),
 colour augmentation is theirs already, and `method` says which views there are.
 """
@@ -24,11 +25,12 @@ from mad.config.base import merge
 
 PresetName = Literal["dinov2_vitl16", "dinov2_vitg14"]
 BATCH = TypeAdapter(Annotated[int, Field(ge=1)])
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # data/transforms.py; timm has .5 for this ViT
 EPOCH = 1250  # steps [d]
 LR_BATCH = 1024  # for which `base_lr` is meant [d]
 
 VITL16: dict[str, Any] = {  # all [d] unless said
-    "backbone": {"model": "vit_large_patch16_224", "args": {"init_values": 1e-5}, "pooling": "cls"},
+    "backbone": {"model": "vit_large_patch16_224", "args": {"init_values": 1e-5}, "pooling": "cls"} | IMAGENET,
     "steps": 100 * EPOCH,
     "batch": 2048,  # [d] 64 per GPU, [r] 32 GPUs
     "base_lr": 4e-3,
@@ -70,13 +72,15 @@ VITG14 = VITL16 | {  # all [g] unless said
     | {"head": "separate", "hidden": 2048, "bottleneck": 256, "prototypes": 131072},  # widths [d]
     "drop_path": 0.4,
 }
+HEAD_SIZES = ("hidden", "bottleneck", "prototypes")
 PRESETS: dict[str, dict[str, Any]] = {"dinov2_vitl16": VITL16, "dinov2_vitg14": VITG14}
 
 
 def resolve_preset(entry: dict[str, Any]) -> dict[str, Any]:
     """An unchecked entry of `runs:` with the numbers of its `preset` under its own; one without a known preset as it is.
 
-    Sections are merged key by key; an entry that names a backbone's `model` gets nothing of the preset's backbone.
+    Sections are merged key by key; an entry that names a backbone's `model` gets nothing of the preset's backbone, one that wants
+    a shared head for patches no sizes of a separate one.
     """
     preset = PRESETS.get(str(entry.get("preset")))
     if preset is None:
@@ -85,6 +89,9 @@ def resolve_preset(entry: dict[str, Any]) -> dict[str, Any]:
     backbone, batch = entry.get("backbone"), entry.get("batch", preset["batch"])
     if isinstance(backbone, dict) and "model" in backbone:
         del numbers["backbone"]
+    ibot = entry.get("ibot")
+    if isinstance(ibot, dict) and ibot.get("head") == "shared":
+        numbers["ibot"] = {key: value for key, value in numbers["ibot"].items() if key not in HEAD_SIZES}
     with suppress(ValidationError):  # what is no batch is refused by the checks that follow
         numbers["lr"] = preset["base_lr"] * math.sqrt(BATCH.validate_python(batch) / LR_BATCH)
     return merge(numbers, entry)

@@ -30,8 +30,10 @@ def freeze_recipe(config: Config, name: str) -> dict[str, Any]:
         MadError: `runs` has no such entry.
     """
     run = config.run(name)
-    left_out = {"runtime", "seed"} | ({"distill"} if run.distill is None else set())
-    left_out |= {key for key, before in SINCE.items() if getattr(run, key) == before}
+    left_out: dict[str, Any] = {"runtime": True, "seed": True}
+    left_out |= {"distill": True} if run.distill is None else {}
+    left_out |= {key: True for key, before in SINCE.items() if getattr(run, key) == before}
+    left_out |= {"backbone": {"mean", "std"}} if run.backbone.mean is None else {}  # as those of SINCE
     entry = run.model_dump(mode="json", exclude=left_out)
     recipe = {
         "version": VERSION,

@@ -1,7 +1,7 @@
 """Configuration of training runs: one entry of `runs:` is one encoder.
 
-Defaults follow DINOv2 (Oquab et al. 2023, `vitg14.yaml`) where the MAD paper is silent. What a run *is* stands in
-`RunConfig`; what only concerns the machine stands in `mad.config.runtime`.
+Defaults are those of the MAD paper or near DINOv2's (Oquab et al. 2023), for runs of one GPU; DINOv2's own numbers are presets
+(`mad.config.presets`). What a run *is* stands in `RunConfig`; what only concerns the machine stands in `mad.config.runtime`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mad.config.base import Section
-from mad.config.distill import DistillConfig, check_method, with_defaults
+from mad.config.distill import DistillConfig, with_defaults
 from mad.config.presets import PresetName, resolve_preset
+from mad.config.run_checks import check_run
 from mad.config.runtime import RuntimeConfig
 from mad.config.views import PhotometricConfig, ViewsConfig
 from mad.config.weights import weights_file
 
-STANDALONE = "standalone"
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def is_triple(kind: str) -> bool:
-    """Whether a kind of sample spans three magnifications, as "2.5x-10x-40x"."""
-    return kind.count("-") == 2
+TAKEN = {"global_pool": "backbone.pooling", "num_classes": "the method", "pretrained": "init"}
+"""Arguments of timm's that other keys decide."""
 
 
 class BackboneConfig(Section):
@@ -36,6 +33,19 @@ class BackboneConfig(Section):
     """Further arguments of `timm.create_model`, e.g. `{depth: 4, reg_tokens: 4}`. The image size is that of the tiles."""
     pooling: Literal["cls", "avg"] = "cls"
     """The embedding: the class token, or the average of the patch tokens (or of the last feature map)."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means of intensities in [0, 1] that images are normalised by; not given: timm's for `model`. Weights that `init`
+    names need those that they were trained with: where that is told beside them, other ones are refused unless they stand here."""
+    std: tuple[float, float, float] | None = None
+    """Their standard deviations."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> BackboneConfig:
+        if taken := sorted(self.args.keys() & TAKEN.keys()):
+            raise ValueError(f"backbone.args: {taken[0]} is set by {TAKEN[taken[0]]}; take it away")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("backbone: mean and std go together; give both or neither")
+        return self
 
 
 class HeadConfig(Section):
@@ -216,42 +226,5 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> RunConfig:
-        check_method(self)
-        if any(weight < 0 for weight in self.mix.values()) or (self.mix and not sum(self.mix.values()) > 0):
-            raise ValueError(f"mix: weights are not negative and not all zero; got {self.mix}")
-        if self.warmup >= self.steps:
-            raise ValueError(f"warmup ({self.warmup}) must be shorter than steps ({self.steps})")
-        if self.ibot.weight and self.method == "mad" and self.mix and not self.mix.get(STANDALONE):
-            raise ValueError(
-                "ibot: under method 'mad' only standalone tiles are masked, and `mix` has none; take method 'mad_global'"
-            )
-        if self.pairs != "aligned" and self.method == "dinov2":
-            raise ValueError(f"pairs: {self.pairs!r} changes nothing under method 'dinov2', which crops single tiles")
-        if self.targets == "cell" and (self.method not in ("mad", "mad_global") or self.pairs == "same"):
-            raise ValueError(
-                "targets: 'cell' needs children under a parent: method 'mad' or 'mad_global', and pairs other than 'same'"
-            )
-        if self.parent_weight != 1 and self.method != "mad_global":
-            raise ValueError(
-                f"parent_weight: {self.parent_weight:g} changes nothing under method {self.method!r}; take mad_global"
-            )
-        triples = [kind for kind in self.mix if is_triple(kind)]
-        if triples and (self.pairs == "interpolated" or self.children % 2):
-            raise ValueError(
-                f"mix: {triples[0]!r} needs an even number of children, and pairs other than 'interpolated'"
-            )
-        if self.loader == "stream" and (triples or self.pairs == "shuffled"):
-            what = f"mix: {triples[0]!r}" if triples else "pairs: 'shuffled'"
-            raise ValueError(f"{what} joins tiles of several samples, which a stream lacks; take loader: indexed")
-        if self.runtime.shard_url is not None and self.loader != "stream":
-            raise ValueError("runtime.shard_url: only `loader: stream` reads from there; set it, or remove the key")
-        if self.freeze_last_layer >= self.steps:
-            raise ValueError(
-                f"freeze_last_layer ({self.freeze_last_layer}) must be shorter than steps ({self.steps}), or the prototypes never "
-                "learn; 0 suits short runs"
-            )
-        if self.freeze_backbone >= self.steps:
-            raise ValueError(f"freeze_backbone ({self.freeze_backbone}) must be shorter than steps ({self.steps})")
-        if self.init == f"run:{self.name}":
-            raise ValueError(f"init: {self.init!r} would start the run from itself")
+        check_run(self)
         return self

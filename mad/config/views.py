@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
 from mad.config.base import Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ViewsConfig(Section):
@@ -38,7 +42,7 @@ class PhotometricConfig(Section):
     """Share of views that are jittered."""
     grayscale: float = Field(0.2, ge=0, le=1)
     """Share of views that lose their colour."""
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
     """Share of views that are blurred: first global view, further global views, local views and children."""
     solarize: float = Field(0.2, ge=0, le=1)
     """Share of the further global views that are solarised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +19,17 @@ from huggingface_hub.errors import (
 )
 
 from mad.config.weights import WEIGHT_FILES, weights_file
-from mad.files import MadError, StorageError
+from mad.files import MadError, StorageError, read_json
+from mad.models.registry import PUBLISHED
 
 LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO}  # faults of this machine, not of the hub
 
 
 class MissingWeightsError(MadError):
     """Published weights that cannot be had here: gated, out of reach, or not where they were looked for."""
+
+
+MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Source:
     """The file."""
     licence: str | None
     """As the model card beside it names it, e.g. `cc-by-nc-4.0`; None where it is unknown."""
+    mean_std: MeanStd | None = None
+    """Channel means and deviations of intensities in [0, 1] that its images are normalised by; None where nothing tells."""
 
 
 def local_weights(path: str, key: str) -> Source:
@@ -56,7 +63,27 @@ def local_weights(path: str, key: str) -> Source:
     except OSError:
         wanted = f"a folder without {' and '.join(WEIGHT_FILES)}" if named.is_dir() else "no such file"
         raise MissingWeightsError(f"{key}: {named}: {wanted}; name a .safetensors or .pth file or its folder") from None
-    return Source(found, card_licence(named / "README.md"))
+    return Source(found, card_licence(named / "README.md"), stated_mean_std(named.joinpath))
+
+
+def stated_mean_std(find: Callable[[str], Path]) -> MeanStd | None:
+    """How the images of a model are normalised, as timm's `config.json` or transformers' `preprocessor_config.json` tells.
+
+    Args:
+        find: the path of a file of the model's by its name; what it raises where there is none is an OSError, or the hub's.
+    """
+    for name, section, keys in (
+        ("config.json", "pretrained_cfg", ("mean", "std")),
+        ("preprocessor_config.json", None, ("image_mean", "image_std")),
+    ):
+        try:
+            told = read_json(find(name))
+            told = told[section] if section else told
+            mean, std = (tuple(map(float, told[key])) for key in keys)
+        except (OSError, EntryNotFoundError, HfHubHTTPError, MadError, ValueError, KeyError, TypeError):
+            continue
+        return mean, std
+    return None
 
 
 def card_licence(card: Path) -> str | None:
@@ -135,7 +162,7 @@ def hub_weights(target: str, key: str, instead: str) -> Source:
             raise MissingWeightsError(
                 f"{key}: cannot be downloaded ({str(error)[:200]}); try again, or {instead}"
             ) from None
-        return Source(path, _hub_licence(repository, revision))
+        return Source(path, _hub_licence(repository, revision), _hub_mean_std(repository, revision))
     if not reached:
         raise MissingWeightsError(
             f"{key}: the hub is out of reach and its cache (HF_HOME) does not hold them; {instead}"
@@ -143,6 +170,11 @@ def hub_weights(target: str, key: str, instead: str) -> Source:
     raise MissingWeightsError(
         f"{key}: the repository has no {' or '.join(WEIGHT_FILES)}; see {page}/tree/main, and {instead}"
     )
+
+
+def _hub_mean_std(repository: str, revision: str) -> MeanStd | None:
+    published = next((entry.mean_std for entry in PUBLISHED.values() if entry.hub == repository), None)
+    return published or stated_mean_std(lambda name: Path(hf_hub_download(repository, name, revision=revision or None)))
 
 
 def _hub_licence(repository: str, revision: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 from torch import nn
 
@@ -13,7 +14,8 @@ from mad.config.training import RunConfig
 from mad.config.weights import WEIGHT_FILES
 from mad.files import MadError
 from mad.models.export import OWN_LICENCE
-from mad.models.hub import Source, card_licence, hub_weights, local_weights
+from mad.models.hub import Source, card_licence, hub_weights, local_weights, stated_mean_std
+from mad.models.vit import mean_std
 
 
 def find_source(run: RunConfig, results: Path) -> Source | None:
@@ -27,13 +29,29 @@ def find_source(run: RunConfig, results: Path) -> Source | None:
         path = results / "train" / target / "encoder" / WEIGHT_FILES[0]
         if not path.exists():
             raise MadError(f"{path}: no such weights; train the run that `init` names first")
-        return Source(path, card_licence(path.parent / "README.md"))
+        return Source(path, card_licence(path.parent / "README.md"), stated_mean_std(path.parent.joinpath))
     if kind == "file":
         return local_weights(target, f"runs.{run.name}.init")
     if kind == "hf-hub":
         instead = "download the weights where that is possible and set init: file:PATH"
         return hub_weights(target, f"runs.{run.name}.init: hf-hub:{target}", instead)
     return None
+
+
+def check_normalisation(run: RunConfig, source: Source, model: nn.Module) -> None:
+    """Fail where the weights that `run` starts from know images normalised otherwise, unless it names mean and deviation itself.
+
+    Raises:
+        MadError: the text names the keys.
+    """
+    stated, own = source.mean_std, mean_std(model)
+    if stated is None or run.backbone.mean is not None or np.allclose(stated, own, atol=1e-4):
+        return
+    mean, std = ([round(value, 4) for value in part] for part in stated)
+    raise MadError(
+        f"runs.{run.name}.backbone: the weights of `init` were made with images normalised by mean {mean} and std {std}, "
+        f"{run.backbone.model} would have them by {[list(part) for part in own]}; set backbone.mean: {mean} and backbone.std: {std}"
+    )
 
 
 def initial_licence(run: RunConfig, source: Source | None, model: nn.Module) -> str | None:

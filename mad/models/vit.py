@@ -16,7 +16,7 @@ from torch import nn
 
 from mad.config import Config
 from mad.config.recipe import freeze_recipe
-from mad.config.training import BackboneConfig
+from mad.config.training import BackboneConfig, RunConfig
 from mad.files import MadError
 
 
@@ -53,12 +53,19 @@ def build_backbone(config: BackboneConfig, image_px: int, *, pretrained: bool = 
                 f"init: timm: the weights of {config.model} cannot be had ({str(error)[:200]}); download them where there is "
                 f"a network (the cache is set by HF_HOME), or set init: random"
             ) from None
-    _check_output(model, config, image_px)
+    check_size(model, config, image_px)
+    if config.mean and config.std:
+        told: Any = model
+        told.pretrained_cfg = {**told.pretrained_cfg, "mean": config.mean, "std": config.std}
     return model
 
 
-def _check_output(model: nn.Module, config: BackboneConfig, image_px: int) -> None:
-    """One forward pass on an empty image: the embedding is a vector of `num_features`."""
+def check_size(model: nn.Module, config: BackboneConfig, image_px: int) -> None:
+    """One forward pass on an empty image: the embedding is a vector of `num_features`.
+
+    Raises:
+        MadError: it is not, or the model takes no images of this size.
+    """
     training = model.training
     try:
         with torch.no_grad():
@@ -107,3 +114,21 @@ def local_crop_px(model: nn.Module, image_px: int) -> int:
     """Default side of local crops: 3/7 of the image (DINOv2: 98 or 96 of 224), a whole number of patches."""
     patch = patch_px(model) or 8
     return max(patch, round(image_px * 3 / 7 / patch) * patch)
+
+
+def local_side(model: nn.Module, run: RunConfig, image_px: int) -> int:
+    """Side of a run's local crops.
+
+    Raises:
+        MadError: the run has local crops, and the model takes no images of this size.
+    """
+    side = run.views.local_px or local_crop_px(model, image_px)
+    if run.distill is None and run.views.local_crops:
+        try:
+            check_size(model, run.backbone, side)
+        except MadError as error:
+            raise MadError(
+                f"runs.{run.name}.views: the backbone takes no local crops of {side} px; set local_px to a side that it takes, "
+                f"or local_crops: 0 ({error})"
+            ) from None
+    return side

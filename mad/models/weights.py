@@ -123,7 +123,15 @@ def to_timm(tensors: Tensors, places: Iterable[str] = ()) -> tuple[str, Tensors]
     if any(re.search(r"(^|\.)embeddings\.cls_token$", name) for name in tensors):
         return "huggingface", _fuse_attention(_rename(tensors, HUGGING_FACE))
     renamed = _rename(tensors, META)
-    return "meta" if renamed.keys() != tensors.keys() or "mask_token" in tensors else "timm", renamed
+    theirs = renamed.keys() != tensors.keys() or ("mask_token" in tensors and not _is_ours(tensors))
+    return "meta" if theirs else "timm", renamed
+
+
+def _is_ours(tensors: Tensors) -> bool:
+    """Whether weights with a mask token are of a checkpoint of ours and not Meta's: timm's name of the registers, or a square
+    of positions without one of the class token. What is left has the same names and layout in both."""
+    positions = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else 0
+    return "reg_token" in tensors or math.isqrt(positions) ** 2 == positions
 
 
 def _rename(tensors: Tensors, rules: list[tuple[str, str]]) -> Tensors:

@@ -32,9 +32,9 @@ from mad.models.distill import DistillNetwork, check_cells
 from mad.models.encoders import weights_sha256
 from mad.models.export import export_encoder, model_card, read_provenance
 from mad.models.heads import Trainee, build_network
-from mad.models.initial import common_licence, find_source, initial_licence
+from mad.models.initial import check_normalisation, common_licence, find_source, initial_licence
 from mad.models.precision import choose_dtype
-from mad.models.vit import build_backbone, local_crop_px, mean_std
+from mad.models.vit import build_backbone, local_side, mean_std
 from mad.models.weights import Loaded, load_weights
 from mad.progress import log
 from mad.slides.sheet import cohort_rows
@@ -105,9 +105,13 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     def load(backbone: nn.Module) -> Loaded | None:
         if source is None:
             return None
+        check_normalisation(entry, source, backbone)
         loaded = load_weights(backbone, source.path)
         if ranks.rank() == 0:
-            log(f"{entry.name}: starts from {source.path} ({loaded})")
+            mean, std = (list(part) for part in mean_std(backbone))
+            log(
+                f"{entry.name}: starts from {source.path} ({loaded}); images are normalised by mean {mean} and std {std}"
+            )
         return loaded
 
     def build(backbone: nn.Module, run: RunConfig) -> Trainee:
@@ -122,7 +126,7 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     lr_scales(student, entry)  # as the line above: whatever cannot be trained fails before an earlier run is moved away
     sharded = sharding.is_wanted(entry)
     grid = _token_grid(entry, student.backbone, tile_px)
-    local_px = entry.views.local_px or local_crop_px(student.backbone, tile_px)
+    local_px = local_side(student.backbone, entry, tile_px)
     if entry.loader == "stream":
         data: TrainingSet = StreamSet(index, entry, tile_px, local_px, seed, grid)
     else:

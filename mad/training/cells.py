@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from mad.config.training import STANDALONE
+from mad.config.kinds import STANDALONE
 from mad.files import MadError
 from mad.training.pairing import steps_of
 

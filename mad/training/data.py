@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mad.config.training import STANDALONE, RunConfig, is_triple
+from mad.config.kinds import STANDALONE, is_triple
+from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.progress import log
 from mad.training import ranks

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mad.config.training import STANDALONE
+from mad.config.kinds import STANDALONE
 from mad.files import MadError, Pathlike
 from mad.tiles.shards import decode
 from mad.training.views import Image

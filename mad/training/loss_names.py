@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mad.config.training import STANDALONE, RunConfig
+from mad.config.kinds import STANDALONE
+from mad.config.training import RunConfig
 from mad.training.distill import describe
 from mad.training.objective import PARENT_VIEWS
 
@@ -22,14 +23,14 @@ def loss_names(run: RunConfig, kinds: list[str]) -> list[str]:
     names = []
     if pairs:
         against = "each against its own place in" if run.targets == "cell" else "against"
-        names.append(
-            f"{cross}: {run.children} children {against} {PARENT_VIEWS} views of their parent ({', '.join(pairs)})"
-        )
+        names.append(f"{cross}: {_shown(run)} {against} {_taught(run)} ({', '.join(pairs)})")
         if run.method == "mad_global":
             names[0] += "; the student also sees these views of the parent, each against the teacher's other one"
             names[0] += f" (weight {run.parent_weight:g})" if run.parent_weight != 1 else ""
     if cropped:
-        names.append(f"{multicrop} ({'standalone tiles' if pairs else ', '.join(cropped)})")
+        what = {"one": "one tile of each pair", "all": "every tile of a pair"}[run.pair_tiles]
+        of = ", ".join(kind if kind == STANDALONE else f"{what} {kind}" for kind in cropped)
+        names.append(f"{multicrop} ({'standalone tiles' if pairs else of})")
     if ibot.weight:
         seen = ["the student's views of parents"] if run.method == "mad_global" and pairs else []
         seen += ["global crops"] if cropped else []
@@ -44,3 +45,19 @@ def loss_names(run: RunConfig, kinds: list[str]) -> list[str]:
         )
     spread = {"koleo": "KoLeo", "kde": f"KDE uniformity (kappa {run.kde_kappa:g})"}[run.spread]
     return names + ([f"{spread}, weight {run.koleo:g}, per view position"] if run.koleo else [])
+
+
+def _shown(run: RunConfig) -> str:
+    """What of a pair the student sees."""
+    return {
+        "aligned": f"{run.children} children",
+        "shuffled": f"{run.children} children of another parent of the slide",
+        "interpolated": f"the places of {run.children} children, cut from their parent and enlarged,",
+        "same": f"{run.children} views of one tile, a parent or a child,",
+    }[run.pairs]
+
+
+def _taught(run: RunConfig) -> str:
+    """What of it the teacher sees."""
+    whose = {"shuffled": "this parent", "same": "the same tile"}.get(run.pairs, "their parent")
+    return f"{PARENT_VIEWS} views of {whose}"

@@ -15,7 +15,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from mad.config.training import RunConfig, is_triple
+from mad.config.kinds import is_triple
+from mad.config.training import RunConfig
 from mad.training.fields import is_whole
 from mad.training.index import Index, Pairs, Triples
 

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mad.config.distill import DistillConfig
-from mad.config.training import STANDALONE, RunConfig
+from mad.config.kinds import STANDALONE
+from mad.config.training import RunConfig
 from mad.tiles.pyramid import parse_tile_id
 from mad.training import fields, views
 from mad.training.cells import cell_weights

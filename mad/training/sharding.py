@@ -22,7 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from mad.config.training import STANDALONE, RunConfig
+from mad.config.kinds import STANDALONE
+from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.models.heads import Trainee
 from mad.training import ranks

@@ -23,7 +23,8 @@ import webdataset as wds
 from torch.utils.data import get_worker_info
 from webdataset.tariterators import tarfile_samples
 
-from mad.config.training import STANDALONE, RunConfig
+from mad.config.kinds import STANDALONE
+from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.progress import log
 from mad.tiles.pyramid import parse_tile_id, tile_id
