@@ -360,7 +360,7 @@ def test_a_run_that_cannot_start_leaves_the_former_one_where_it_is(fresh, tmp_pa
                 fakes.write_slide(fresh / "shard", slide, "val", 8, 4)
             else:
                 fakes.write_slide(fresh / "shard", slide, "train", 0, 4)
-        message = "no readable sample" if fault == "samples" else "no parent-child pair"
+        message = "no readable sample" if fault == "samples" else "no parent with as many readable children"
     with pytest.raises(MadError, match=message):
         run(config, "second")
     assert snapshot(folder) == before

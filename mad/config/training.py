@@ -186,7 +186,8 @@ class RunConfig(Section):
     pair_tiles: Literal["one", "all"] = "one"
     """`dinov2`: which tiles of a pair sample are cropped. `one`: one of the tiles that `mad` would read, the parent with
     probability 2 / (2 + children), so that both methods see the magnifications in the same proportion and at nearly the
-    same cost. `all`: every tile that `mad` would read (1 + children multi-crops per sample, about 4 times the cost)."""
+    same cost. `all`: every tile that `mad` would read (1 + children multi-crops per sample, about 4 times the cost;
+    the regulariser then drives a parent and its children apart too)."""
     targets: Literal["tile", "cell"] = "tile"
     """Methods `mad` and `mad_global`: what of the parent a child answers to. `tile`: the embedding of the whole (the paper).
     `cell`: the mean of the parent's patch tokens, or of its last feature map, where the child lies (ours; for `pooling: avg`, since

@@ -83,7 +83,10 @@ def choose_health_set(indexes: dict[str, Index], tile_px: int, samples: int) -> 
         reader.close()
         slides = index.rows["slide"].to_numpy()
         return HealthSet(parents, children, source, kind, [(str(slides[row]), reader.tile_id(row)) for row in rows])
-    raise MadError("train: the shards hold no parent-child pair of split 'val' or 'train' to watch the run's health on")
+    raise MadError(
+        "train: the shards hold no parent with as many readable children as the run's `children`, in split 'val' or 'train', to "
+        "watch the run's health on; lower `children`, or look at the tables of `sample` and `shard`"
+    )
 
 
 @torch.no_grad()
