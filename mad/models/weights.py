@@ -59,8 +59,20 @@ HUGGING_FACE = [
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
     (r"\.mlp\.weights_in\.", ".mlp.fc1."),
     (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+    (
+        r"\.attention\.q_proj\.",
+        ".attn.query.",
+    ),  # from here: transformers 5 in memory; its saved folders keep the names above
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
     (r"^layernorm\.", "norm."),
 ]
+FUSED = {  # what timm holds as one tensor
+    ".attn.qkv.": (".attn.query.", ".attn.key.", ".attn.value."),
+    ".mlp.fc1.": (".mlp.gate_proj.", ".mlp.up_proj."),
+}
 DINOV2 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}  # (width, depth)
 HEAD_WIDTH = 64  # of an attention head, in all of DINOv2's models
 
@@ -121,7 +133,7 @@ def to_timm(tensors: Tensors, places: Iterable[str] = ()) -> tuple[str, Tensors]
     if {name for name in tensors if name.split(".")[0] not in HEADS} <= set(places):
         return "timm", tensors
     if any(re.search(r"(^|\.)embeddings\.cls_token$", name) for name in tensors):
-        return "huggingface", _fuse_attention(_rename(tensors, HUGGING_FACE))
+        return "huggingface", _fuse(_rename(tensors, HUGGING_FACE))
     renamed = _rename(tensors, META)
     theirs = renamed.keys() != tensors.keys() or ("mask_token" in tensors and not _is_ours(tensors))
     return "meta" if theirs else "timm", renamed
@@ -143,13 +155,14 @@ def _rename(tensors: Tensors, rules: list[tuple[str, str]]) -> Tensors:
     return renamed
 
 
-def _fuse_attention(tensors: Tensors) -> Tensors:
-    """`attn.{query,key,value}` [D, D] as one `attn.qkv` [3 D, D], biases alike; an incomplete triple stays as it is."""
+def _fuse(tensors: Tensors) -> Tensors:
+    """Each group of `FUSED` as one tensor, biases alike; an incomplete one stays as it is."""
     fused = dict(tensors)
     for name in tensors:
-        triple = [name.replace(".attn.query.", f".attn.{part}.") for part in ("query", "key", "value")]
-        if ".attn.query." in name and all(part in tensors for part in triple):
-            fused[name.replace(".attn.query.", ".attn.qkv.")] = torch.cat([fused.pop(part) for part in triple])
+        for whole, parts in FUSED.items():
+            group = [name.replace(parts[0], part) for part in parts]
+            if parts[0] in name and all(part in tensors for part in group):
+                fused[name.replace(parts[0], whole)] = torch.cat([fused.pop(part) for part in group])
     return fused
 
 
