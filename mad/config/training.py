@@ -20,6 +20,7 @@ from mad.config.views import PhotometricConfig, ViewsConfig
 from mad.config.weights import weights_file
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Deviation = Annotated[float, Field(gt=0)]
 TAKEN = {"global_pool": "backbone.pooling", "num_classes": "the method", "pretrained": "init"}
 """Arguments of timm's that other keys decide."""
 
@@ -36,7 +37,7 @@ class BackboneConfig(Section):
     mean: tuple[float, float, float] | None = None
     """Channel means of intensities in [0, 1] that images are normalised by; not given: timm's for `model`. Weights that `init`
     names need those that they were trained with: where that is told beside them, other ones are refused unless they stand here."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
     """Their standard deviations."""
 
     @model_validator(mode="after")

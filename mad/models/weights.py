@@ -59,10 +59,8 @@ HUGGING_FACE = [
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
     (r"\.mlp\.weights_in\.", ".mlp.fc1."),
     (r"\.mlp\.weights_out\.", ".mlp.fc2."),
-    (
-        r"\.attention\.q_proj\.",
-        ".attn.query.",
-    ),  # from here: transformers 5 in memory; its saved folders keep the names above
+    # Of transformers 5 in memory; its saved folders keep the names above.
+    (r"\.attention\.q_proj\.", ".attn.query."),
     (r"\.attention\.k_proj\.", ".attn.key."),
     (r"\.attention\.v_proj\.", ".attn.value."),
     (r"\.attention\.o_proj\.", ".attn.proj."),
