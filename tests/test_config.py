@@ -60,6 +60,10 @@ def test_the_paper_s_configuration_has_the_counts_of_its_table_2() -> None:
     assert config.tile.magnifications == [2.5, 10, 40] and config.tile.tile_px == 224
 
 
+def run(mix: dict[str, float]) -> dict[str, object]:
+    return {"name": "a", "method": "mad", "mix": mix}
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -73,12 +77,52 @@ def test_the_paper_s_configuration_has_the_counts_of_its_table_2() -> None:
         ({"seed": 2**63}, "seed: Input should be less than 9223372036854775808"),
         ({"runs": [{"name": "a", "method": "mad", "seed": -1}]}, "runs.0.seed: Input should be greater"),
         ({"runs": [{"name": "a", "method": "mad", "seeds": [1, 2**63]}]}, "seed: Input should be less than"),
+        ({"results": ""}, "results: is empty"),
+        ({"results": "my results"}, r"results: holds \[' '\]"),
+        ({"results": "a{b}"}, r"results: holds \['\{', '\}'\]"),
+        ({"sample": {"max_unlabelled": -1}}, "sample.max_unlabelled: Input should be greater"),
         ({"cohort": {"split": {"train": 0.9, "val": 0.3, "test": 0.2}}}, "must be 1, not 1.4"),
     ],
 )
 def test_faults_name_their_key(value: dict[str, object], message: str) -> None:
     with pytest.raises(MadError, match=message):
         parse_config(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            {"sample": {"max_pairs": {"10x-40x": 5}}},
+            r"sample.max_pairs names \['10x-40x'\]; the ladder \[5.0, 20.0\] has",
+        ),
+        ({"runs": [run({"10x-40x": 1})]}, r"`mix` of 'a' names \['10x-40x'\]; .* has \['5x-20x', 'standalone'\]"),
+        ({"evaluate": {"transition": [10, 40]}}, r"evaluate.transition names '10x-40x'; .* has \['5x-20x'\]"),
+        ({"evaluate": {"segmentation_magnifications": [5, 10]}}, r"segmentation_magnifications names \[10.0\]"),
+    ],
+)
+def test_what_the_ladder_lacks_is_named(value: dict[str, object], message: str) -> None:
+    with pytest.raises(MadError, match=message):
+        parse_config({"tile": {"magnifications": [5, 20]}, **value})
+
+
+def test_kinds_of_the_ladder_pass() -> None:
+    mix = {"2.5x-10x": 1, "10x-40x": 1, "2.5x-10x-40x": 1, "standalone": 1, "5x-20x": 0}
+    assert parse_config({"runs": [run(mix)]}).runs[0].mix == mix
+
+
+@pytest.mark.parametrize(
+    ("ladder", "transition"),
+    [([2.5, 10, 40], (10, 40)), ([5, 20], (5, 20)), ([10, 20, 40], (20, 40)), ([10], (10, 40))],
+)
+def test_tables_follow_the_ladder_unless_they_are_told(ladder: list[float], transition: tuple[float, float]) -> None:
+    tile = {"magnifications": ladder}
+    config = parse_config({"tile": tile})
+    assert config.evaluate.transition == transition
+    assert config.evaluate.segmentation_magnifications == ladder[-2:]
+    assert parse_config(config.model_dump(mode="json")) == config
+    told = parse_config({"tile": tile, "evaluate": {"segmentation_magnifications": ladder[:1]}}).evaluate
+    assert told.segmentation_magnifications == ladder[:1] and told.transition == transition
 
 
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:

@@ -56,16 +56,16 @@ def parse_config(value: dict[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(value)
     except ValidationError as error:
-        found = [f"  {_place(fault['loc'], origin)}: {_explain(fault)}" for fault in error.errors()]
+        found = [f"  {_place(fault['loc'], origin)}{_explain(fault)}" for fault in error.errors()]
         lines = list(dict.fromkeys(found))  # a fault of an entry with `seeds` is found once per seed
         raise MadError(f"{source}: {len(lines)} wrong key(s) or value(s)\n" + "\n".join(lines)) from None
 
 
 def _place(loc: tuple[int | str, ...], origin: dict[str, list[int]]) -> str:
-    """A key as the file writes it: `runs.0.steps`, entries counted as they stand there."""
+    """A key as the file writes it, `runs.0.steps: `, entries counted as they stand there; a fault of the whole has none."""
     if len(loc) > 1 and isinstance(loc[1], int) and loc[0] in origin:
         loc = (loc[0], origin[str(loc[0])][loc[1]], *loc[2:])
-    return ".".join(map(str, loc))
+    return f"{'.'.join(map(str, loc))}: " if loc else ""
 
 
 def _explain(fault: Any) -> str:

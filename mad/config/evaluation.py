@@ -21,7 +21,8 @@ class EvaluationConfig(Section):
     """Independent repetitions over which Tables 3 and 5 are averaged: seeds of the probe and of K-Means, bootstrap samples
     of the training patients for k-NN."""
     transition: tuple[float, float] = (10, 40)
-    """Coarse and fine magnification of Tables 4 and 5 and of Figures 3 and 4."""
+    """Coarse and fine magnification of Tables 4 and 5 and of Figures 3 and 4, neighbours on the ladder; not given: the two
+    finest of `tile.magnifications`."""
     probe_steps: int = Field(12_500, ge=1)
     """Optimiser steps of the paper's linear probe. The paper publishes no number of epochs; this is the length of DINOv2's
     own linear evaluation."""
@@ -56,7 +57,8 @@ class EvaluationConfig(Section):
     segmentation_num_slides: int = Field(1, ge=0)
     """How many slides Figure 4 takes where `segmentation_slides` names none."""
     segmentation_magnifications: list[float] = [10, 40]
-    """Magnifications of Figure 4: every tile of its slides is embedded at these."""
+    """Magnifications of Figure 4: every tile of its slides is embedded at these. Not given: the two finest of
+    `tile.magnifications`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where similarities, probes, clusters and covariances are computed; `auto` takes a GPU where there is one."""
     threads: int = Field(2, ge=1)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Annotated, Literal, TypeVar
 
@@ -17,6 +18,7 @@ from mad.config.distill import check_teachers
 from mad.config.encoders import EncoderConfig
 from mad.config.evaluation import EvaluationConfig
 from mad.config.evidence import EvidenceConfig
+from mad.config.ladder_checks import check_ladder, follow_ladder
 from mad.config.regions import MixerConfig, check_mixers
 from mad.config.synthetic import SyntheticConfig
 from mad.config.training import RunConfig
@@ -165,7 +167,7 @@ class SampleConfig(Section):
     max_standalone: dict[str, Cap] = {}
     """Cap on standalone tiles per class and split at each magnification, e.g. `{"2.5x": 200, "10x": 400}`, or one per class.
     `max_unlabelled` alone caps unlabelled tiles: 0 here does not keep them out."""
-    max_unlabelled: int | None = None
+    max_unlabelled: Annotated[int, Field(ge=0)] | None = None
     """Cap on unlabelled parents and standalone tiles of each kind and split, whatever `max_pairs` and `max_standalone` say."""
     background_pairs: bool = False
     """Whether parents labelled as background make pairs (the paper has none)."""
@@ -190,7 +192,7 @@ class Config(Section):
     """A whole configuration."""
 
     results: str = "results"
-    """Folder of everything that is made; every override names its own."""
+    """Folder of everything that is made; every override names its own. Without blanks, quotes and braces."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of selection, training order and evaluation."""
     on_bad_slide: Literal["quarantine", "fail"] = "quarantine"
@@ -226,22 +228,21 @@ class Config(Section):
     viewer: ViewerConfig = ViewerConfig()
     """The slides with their maps in a browser."""
 
+    @field_validator("results")
+    @classmethod
+    def _is_plain(cls, value: str) -> str:
+        if not value:
+            raise ValueError("is empty, so that everything would be written to /; name a folder, as in results/mine")
+        if special := sorted(set(re.findall(r"""[\s"'`$&|;<>()*?{}~\\]""", value))):
+            raise ValueError(
+                f"holds {special}, which the commands of the workflow cannot write into; name another folder"
+            )
+        return value
+
     @model_validator(mode="after")
-    def _caps_name_what_there_is(self) -> Config:
-        names = [f"{magnification:g}x" for magnification in self.tile.magnifications]
-        for key, kinds in (("max_pairs", [f"{a}-{b}" for a, b in pairwise(names)]), ("max_standalone", names)):
-            caps = {kind: cap for kind, cap in getattr(self.sample, key).items() if cap is not None}
-            if unknown := sorted(set(caps) - set(kinds)):
-                raise ValueError(
-                    f"sample.{key} names {unknown}; the ladder {self.tile.magnifications} has {kinds}. Caps that come from the "
-                    "file that this one is merged over are taken away by null"
-                )
-            classes = {name for cap in caps.values() if isinstance(cap, dict) for name in cap}
-            if unknown := sorted(classes - set(self.label.classes)):
-                raise ValueError(
-                    f"sample.{key} names {unknown}; label.classes has {self.label.classes}, and tiles of no class are capped by "
-                    "sample.max_unlabelled"
-                )
+    def _keeps_to_the_ladder(self) -> Config:
+        object.__setattr__(self, "evaluate", follow_ladder(self.evaluate, self.tile.magnifications))
+        check_ladder(self)
         return self
 
     @model_validator(mode="after")
