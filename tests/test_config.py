@@ -131,3 +131,38 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(MadError, match="this is list"):
         load_config(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "lines"),
+    [
+        ("top.yaml", "sample: {max_unlabelled: 1}\nseed: 0\n\nsample: {}\n", ("line 4: the key `sample`", "line 1")),
+        ("nested.yaml", "runs:\n  - name: a\n    method: mad\n    name: b\n", ("line 4: the key `name`", "line 2")),
+        ("merged.json", '{"seed": 1, "seed": 2}', ("line 1: the key `seed`", "line 1")),
+    ],
+)
+def test_a_key_that_stands_there_twice_is_refused(tmp_path: Path, name: str, text: str, lines: tuple[str, str]) -> None:
+    """YAML keeps the last one and says nothing."""
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(MadError, match=f"{path}: {lines[0]} stands in {lines[1]} already"):
+        load_config(path)
+
+
+def test_merge_keys_are_overridden_and_no_duplicates(tmp_path: Path) -> None:
+    text = "synthetic: &s {patients: 5}\nencoders: [&a {name: a, spec: colour}, {<<: *a, name: b}]\n"
+    (tmp_path / "config.yaml").write_text(text)
+    assert [entry.name for entry in load_config(tmp_path / "config.yaml").encoders] == ["a", "b"]
+
+
+def test_an_override_without_its_base_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.yaml", "merged.json", "config.yaml"):
+        (tmp_path / name).write_text("{seed: 3}" if name != "merged.json" else '{"seed": 3}')
+    assert load_config("merged.json").seed == load_config("config.yaml").seed == load_config("mine.yaml").seed == 3
+    assert not capsys.readouterr().err
+    (tmp_path / "config.yaml").unlink()
+    assert load_config("mine.yaml").seed == 3
+    assert f"mine.yaml: no config.yaml in {tmp_path} to merge it over" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What belongs to the workflow beside its rules: logs, benchmarks, captions, environments, profiles, quick parsing."""
 
+import json
 import re
 import subprocess
 import sys
@@ -142,3 +143,29 @@ def test_an_encoder_on_a_disk_is_watched_with_its_configuration(tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True)
     (inputs,) = re.findall(r"rule embed_encoder:\n +input: (.*)", done.stdout + done.stderr)
     assert {f"{tmp_path}/own/{name}" for name in ("config.json", "model.safetensors")} <= set(inputs.split(", "))
+
+
+def dry_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    return subprocess.run([*command, "--cores", "1", "-n", *arguments], capture_output=True, text=True)
+
+
+def test_a_key_that_stands_twice_in_any_file_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("synthetic: {patients: 4}\n")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("tile: {tile_px: 64}\nseed: 1\ntile: {min_tissue: 0.2}\n")
+    done = dry_run(tmp_path, "--configfile", str(mine), str(tmp_path / "config.yaml"))
+    told = done.stdout + done.stderr
+    assert done.returncode and f"{mine}: line 3: the key `tile` stands in line 1 already" in told, told
+    assert not (tmp_path / "results").exists()
+
+
+def test_numbers_that_are_text_are_read_as_mad_reads_them(tmp_path: Path) -> None:
+    """Of a nested key of --config, and of what YAML takes for text: 1e-4."""
+    (tmp_path / "config.yaml").write_text('tile: {tile_px: "112"}\nevaluate: {probe_lr: 1e-4}\n')
+    done = dry_run(tmp_path, "--config", "synthetic={patients: 4}", "--", "cohort")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = (tmp_path / "results" / ".config").glob("*.json")
+    settings = json.loads(found.read_text())
+    assert settings["tile"]["tile_px"] == 112 and settings["evaluate"]["probe_lr"] == 1e-4
+    assert settings["synthetic"]["patients"] == 4

@@ -13,8 +13,9 @@ from mad.config.base import merge, section_in
 from mad.config.evidence import expand_seeds
 from mad.config.model import Config
 from mad.files import MadError, Pathlike
+from mad.progress import log
 
-__all__ = ["Config", "json_schema", "load_config", "parse_config"]
+__all__ = ["Config", "json_schema", "load_config", "parse_config", "read_config"]
 
 
 def json_schema() -> dict[str, Any]:
@@ -32,17 +33,46 @@ def load_config(path: Pathlike) -> Config:
         MadError: the file is missing, is no mapping, or holds a wrong key or value; every fault is named with its key.
     """
     path, base = Path(path), Path("config.yaml")
-    value = _read(path)
-    if path.suffix == ".json" or not base.exists() or path.resolve() == base.resolve():
+    value = read_config(path)
+    if path.suffix == ".json" or path.resolve() == base.resolve():
         return parse_config(value, source=str(path))
-    return parse_config(merge(_read(base), value), source=f"{path} over {base}")
+    if not base.exists():
+        if path.name != base.name:
+            log(
+                f"{path}: no {base} in {Path.cwd()} to merge it over: what it does not name has its default (docs/config.md)"
+            )
+        return parse_config(value, source=str(path))
+    return parse_config(merge(read_config(base), value), source=f"{path} over {base}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that one mapping holds twice, of which YAML would keep the last and say nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in lines:
+                raise MadError(
+                    f"{self.name}: line {line}: the key `{key.value}` stands in line {lines[name]} already, which would be lost; "
+                    "write the two as one"
+                )
+            lines[name] = line
+        return node
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a configuration file holds, unchecked but for its form.
+
+    Raises:
+        MadError: the file is missing, no YAML or no mapping, or one of its mappings holds a key twice.
+    """
     if not path.exists():
         raise MadError(f"{path}: no such configuration file")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            value = yaml.load(file, _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MadError(f"{path}: is no YAML ({error})") from None
     if not isinstance(value, dict):

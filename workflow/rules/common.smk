@@ -8,7 +8,7 @@ from huggingface_hub import get_token
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from mad.config import parse_config
+from mad.config import parse_config, read_config
 from mad.config.recipe import freeze_recipe
 from mad.config.regions import region_magnifications
 from mad.config.weights import weights_file
@@ -26,8 +26,9 @@ os.environ.update(
 
 
 try:
+    for path in workflow.configfiles:
+        read_config(Path(path))  # refuses keys that stand there twice
     CFG = parse_config(config, source="config.yaml or a --configfile")
-    validate(config, "../schemas/config.schema.json", set_default=False)  # CFG has them
     SLIDES = {row.slide_id: row for row in cohort_rows(CFG)}
     VIEWED = viewed_slides(SLIDES.values(), CFG)
 except MadError as error:
@@ -55,6 +56,7 @@ EVALUATIONS = [f"{protocol}.json" for protocol in CFG.evaluate.protocols] + [
 # What the commands read, by way of the environment, in a file named by its content: a dry run with other settings never
 # changes what running jobs read. Rules name what they depend on as parameters, so that a change reruns just what it concerns.
 SETTINGS = CFG.model_dump(mode="json")
+validate(SETTINGS, "../schemas/config.schema.json", set_default=False)
 settings_file = f"{RESULTS}/.config/{digest(SETTINGS)}.json"
 write_json_if_changed(settings_file, SETTINGS)
 os.environ.update(MAD_CONFIG=settings_file)
