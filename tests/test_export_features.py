@@ -97,7 +97,13 @@ def test_coordinates_bear_the_attributes_of_coordinate_files(config: Config, tmp
 
 
 def test_dense_embeddings_and_magnifications_without_one(config: Config, tmp_path: Path) -> None:
+    """Each kind has a folder of its own: the other one's slides stay as they are."""
+    write(config, 10, tmp_path / "out")
+    (sparse,) = tmp_path.rglob("features_mean/*.h5")
+    before = sparse.read_bytes()
     assert write(config, 10, tmp_path / "out", dense=True) == {"C1": 5}
+    (dense,) = tmp_path.rglob("features_mean_dense/*.h5")
+    assert sparse.read_bytes() == before != dense.read_bytes() and len(list(tmp_path.rglob("*.h5"))) == 2
     assert write(config, 2.5, tmp_path / "none") == {} and not (tmp_path / "none").exists()
 
 

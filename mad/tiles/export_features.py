@@ -2,7 +2,8 @@
 
 TRIDENT (github.com/mahmoodlab/TRIDENT; written by `trident/wsi_objects/WSI.py: extract_patch_features`, read by
 `extract_slide_features` and by the multiple-instance learning built on it) keeps them in
-`{magnification}x_{px}px_{overlap}px_overlap/features_{encoder}/{slide}.h5`:
+`{magnification}x_{px}px_{overlap}px_overlap/features_{encoder}/{slide}.h5` (with `dense` in `features_{encoder}_dense/`, so that
+no folder holds slides of both kinds):
 
 - `features` float32 [n, d], with attributes `name`, `savetodir` and `encoder`; `weights_sha256` beside them is ours.
 - `coords` int64 [n, 2], row for row, with the attributes of its coordinate files (`mad.tiles.export`).
@@ -49,7 +50,7 @@ def export_features(
     source = results / "embed" / encoder
     audit = _audit(source)
     where = folder / layout(selection.magnification, tile_px)
-    out = where / f"features_{encoder}"
+    out = where / f"features_{encoder}{'_dense' if dense else ''}"
     written = {}
     for target in targets(results, slides, selection.magnification):
         found = _embedded(source / "dense" if dense else source, target.slide)
