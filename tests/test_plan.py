@@ -150,6 +150,30 @@ def test_annotations_that_will_fail_are_named_as_the_stage_names_them(
     assert plan(config, quick=True)["slides"][0]["error"] == (cause if told_quickly else None)
 
 
+def test_misspelt_classes_and_areas_off_the_slide_are_told_before_anything_is_tiled(tmp_path: Path) -> None:
+    """In the words of the stage; --quick, which reads no polygons, says nothing."""
+    config = annotated_slide(tmp_path, "a.geojson")
+    squares = [("Gray mater", 100), ("Gray mater", 300), ("Gray Matter", 500), ("Gray Matter", 5000)]
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[[x, 0], [x + 50, 0], [x + 50, 50], [x, 50], [x, 0]]]},
+            "properties": {"classification": {"name": name}},
+        }
+        for name, x in squares
+    ]
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    found = plan(config)
+    told = found["slides"][0]["warnings"]
+    assert len(told) == 2 and "{'Gray mater': 2}; map them with label.rename" in told[0]
+    assert told[1].startswith("1 of 4 annotated areas lie wholly off the slide")
+    assert "S: annotation classes not in label.classes" in printed(found)
+    tile.run(config, cohort_rows(config)[0])
+    cause = read_json(tmp_path / "results" / "tile" / "S.json")["cause"]
+    assert all(warning in cause for warning in told)
+    assert plan(config, quick=True)["slides"][0]["warnings"] == []
+
+
 def test_guards_between_blocks_are_taken_off(tmp_path: Path) -> None:
     """Ten columns of coarsest tiles, two of them guards: what the stages cut, not what the fractions say."""
     pixels = np.random.default_rng(0).integers(60, 200, (128, 10 * 128, 3)).astype(np.uint8) // [1, 3, 2]

@@ -148,8 +148,11 @@ def test_the_cohort_is_summed_and_the_bad_stand_first() -> None:
 
 
 def test_the_exit_line_counts_what_failed() -> None:
-    assert exit_line(cohort_quality(slides()), "p.html") == "1 of 6 slides failed, 1 gave no tile: p.html"
-    assert exit_line(cohort_quality(slides()[:3]), "p.html") == "3 slides, none failed: p.html"
+    assert (
+        exit_line(cohort_quality(slides()), "p.html") == "1 of 6 slides failed, 1 gave no tile, 1 with warnings: p.html"
+    )
+    assert exit_line(cohort_quality(slides()[:3]), "p.html") == "3 slides, none failed, 1 with warnings: p.html"
+    assert exit_line(cohort_quality(slides()[:1]), "p.html") == "1 slides, none failed: p.html"
 
 
 def test_the_page_is_whole_escaped_and_self_contained() -> None:

@@ -80,12 +80,12 @@ def plan(config: Config, *, quick: bool = False) -> dict[str, Any]:
 def plan_slide(config: Config, row: SlideRow, *, quick: bool) -> dict[str, Any]:
     """One slide's grid: `tiles`, `whole` (inside the slide) and, unless `quick`, estimated `tissue` per magnification.
 
-    `blocks` is the share of it that each split gets under `split_by: block`. A slide that cannot be tiled, or whose annotation
-    cannot be read, has `error`, and no counts.
+    `blocks` is the share of it that each split gets under `split_by: block`; `warnings` are of its annotation. A slide that cannot
+    be tiled, or whose annotation cannot be read, has `error`, and no counts.
     """
     plan: dict[str, Any] = {
         **{"slide_id": row.slide_id, "path": row.path, "split": row.split, "annotated": row.annotation is not None},
-        **{"error": None, "magnifications": {}, "footprints": 0, "blocks": None},
+        **{"error": None, "warnings": [], "magnifications": {}, "footprints": 0, "blocks": None},
         **{"samples": {}, "cut": 0, "bytes": None},
     }
     try:
@@ -94,7 +94,7 @@ def plan_slide(config: Config, row: SlideRow, *, quick: bool) -> dict[str, Any]:
             return {**plan, "error": facts["error"]}
         if row.annotation is not None:
             bounds, size = tuple(facts["bounds"]), tuple(facts["dimensions"])
-            check_annotation(row.annotation, bounds=bounds, size=size, parse=not quick)
+            plan["warnings"] = check_annotation(row.annotation, config.label, bounds=bounds, size=size, parse=not quick)
         tissue: Sequence[int | None] = [None] * len(facts["magnifications"])
         if not quick:
             with open_aligned(row.path, config.tile, row.mpp) as slide:

@@ -17,6 +17,10 @@ def render(plan: dict[str, Any]) -> list[Table | Text]:
     parts: list[Table | Text] = [
         Text(f"{slide['slide_id']} will FAIL: {slide['error']}", style="red") for slide in failing
     ]
+    warned = [(slide["slide_id"], warning) for slide in plan["slides"] for warning in slide["warnings"]]
+    parts += [Text(f"{name}: {warning}", style="yellow") for name, warning in warned[:SLIDES]]
+    if len(warned) > SLIDES:
+        parts.append(Text(f"… {len(warned) - SLIDES} more warnings: --json has all", style="yellow"))
     return [*parts, _slides(plan), _totals(plan), *([_runs(plan)] if plan["runs"] else []), _how(plan)]
 
 

@@ -129,9 +129,10 @@ def cohort_quality(slides: Sequence[Facts], glass: str | None = None) -> dict[st
 def exit_line(quality: Mapping[str, Any], page: str) -> str:
     """What a finished workflow says of its slides, in one line."""
     failed, empty = quality["states"]["failed"], quality["states"]["no tile"]
+    where = f", {quality['num_warned']} with warnings: {page}" if quality["num_warned"] else f": {page}"
     if not failed and not empty:
-        return f"{quality['num_slides']} slides, none failed: {page}"
-    return f"{failed} of {quality['num_slides']} slides failed, {empty} gave no tile: {page}"
+        return f"{quality['num_slides']} slides, none failed{where}"
+    return f"{failed} of {quality['num_slides']} slides failed, {empty} gave no tile{where}"
 
 
 def _state(told: Mapping[str, Any], facts: Facts) -> str:

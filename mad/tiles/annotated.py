@@ -39,14 +39,20 @@ def annotated_raster(
         return np.full(raster_shape(grid, cells), NO_CLASS, np.uint8), None, []
     if is_mask(path):
         return _from_mask(path, label, grid, cells, size)
-    return _from_polygons(path, label, grid, cells, bounds, size)
+    regions, facts, warnings = _polygons(path, label, bounds, size)
+    return class_raster(regions, label.classes, grid, cells), facts, warnings
 
 
-def check_annotation(path: Pathlike, *, bounds: tuple[int, int, int, int], size: tuple[int, int], parse: bool) -> None:
+def check_annotation(
+    path: Pathlike, label: LabelConfig, *, bounds: tuple[int, int, int, int], size: tuple[int, int], parse: bool
+) -> list[str]:
     """Refuse what `annotated_raster` would refuse, before anything is made of it; of a mask the pixels are left unread.
 
     Args:
         parse: read polygons, some seconds per 100,000; else only see that their file can be opened.
+
+    Returns:
+        What `annotated_raster` would warn of, as far as it was read.
 
     Raises:
         MadError: as `annotated_raster`.
@@ -54,9 +60,10 @@ def check_annotation(path: Pathlike, *, bounds: tuple[int, int, int, int], size:
     if is_mask(path):
         open_mask(path, size)
     elif parse:
-        read_annotation(path, bounds=bounds, size=size)
+        return _polygons(path, label, bounds, size)[2]
     else:
         check_file(Path(path))
+    return []
 
 
 def named_regions(annotation: Annotation, label: LabelConfig) -> list[Region]:
@@ -64,14 +71,10 @@ def named_regions(annotation: Annotation, label: LabelConfig) -> list[Region]:
     return [Region(label.rename.get(r.name, r.name), r.geometry) for r in annotation.regions]
 
 
-def _from_polygons(
-    path: Pathlike,
-    label: LabelConfig,
-    grid: Grid,
-    cells: int,
-    bounds: tuple[int, int, int, int],
-    size: tuple[int, int],
-) -> Annotated:
+def _polygons(
+    path: Pathlike, label: LabelConfig, bounds: tuple[int, int, int, int], size: tuple[int, int]
+) -> tuple[list[Region], dict[str, Any], list[str]]:
+    """The areas of an annotation; facts and warnings as `annotated_raster` gives them."""
     annotation = read_annotation(path, bounds=bounds, size=size)
     regions = named_regions(annotation, label)
     areas = Counter(region.name for region in regions)
@@ -101,7 +104,7 @@ def _from_polygons(
         warnings.append(f"{annotation.num_repaired} self-crossing annotated area(s) repaired")
     if annotation.num_unnamed:
         warnings.append(f"{annotation.num_unnamed} annotated area(s) without a class left out")
-    return class_raster(regions, label.classes, grid, cells), facts, warnings
+    return regions, facts, warnings
 
 
 def _from_mask(path: Pathlike, label: LabelConfig, grid: Grid, cells: int, size: tuple[int, int]) -> Annotated:
