@@ -2,11 +2,13 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_tiff
+from conftest import heed_permissions, write_tiff
 from PIL import ImageCms
 from rich.console import Console
 from slide_files import LEVELS, write_aperio, write_dicom, write_jpeg_2000, write_ome
@@ -190,6 +192,15 @@ def test_command(tmp_path: Path, coordinate_slide: Path, scaleless: Path, monkey
     assert run.exit_code == 0 and "tiles of 224 px" in run.stdout
     run = CliRunner().invoke(app, ["inspect", str(scaleless), "--mpp", "0.25"])
     assert run.exit_code == 0 and "cohort sheet" in run.stdout
+
+
+def test_a_slide_that_may_not_be_read_is_told_beside_the_rest(tmp_path: Path, coordinate_slide: Path) -> None:
+    locked = tmp_path / "locked.svs"
+    locked.touch(mode=0)
+    command = [sys.executable, "-m", "mad", "inspect", str(locked), str(coordinate_slide)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, preexec_fn=heed_permissions)
+    assert done.returncode == 2 and "mend its permissions" in " ".join(done.stdout.split()), done.stderr
+    assert "2000 x 1900 px" in done.stdout
 
 
 def test_real_slides(real_slides: Path) -> None:

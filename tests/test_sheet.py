@@ -50,6 +50,17 @@ def test_faults_are_named(tmp_path: Path, change: dict[str, str], message: str) 
         read(tmp_path, records)
 
 
+def test_braces_which_a_workflow_would_fill_in_are_refused_by_name(tmp_path: Path) -> None:
+    """In a cell, or in the folder that it starts at."""
+    with pytest.raises(MadError, match=r"line 3: path '.*/\{slide\}.svs' holds a brace"):
+        read(tmp_path, [*rows(1), {"slide_id": "S9", "path": "{slide}.svs", "patient_id": "P9"}], "block")
+    with pytest.raises(MadError, match=r"line 2: annotation '.*/a\}.geojson' holds a brace"):
+        read(tmp_path, rows(1, annotation="a}.geojson"), "block")
+    (tmp_path / "{batch}").mkdir()
+    with pytest.raises(MadError, match=r"line 2: path .*/\{batch\}/s0.svs' holds a brace"):
+        read(tmp_path / "{batch}", rows(1), "block")
+
+
 def test_no_patient_is_on_two_sides(tmp_path: Path) -> None:
     records = rows(3, split="train")
     records[2] |= {"patient_id": "P0", "split": "test"}
@@ -73,7 +84,7 @@ def read_bytes(folder: Path, content: bytes | str):  # type: ignore[no-untyped-d
     [
         (b"", "is empty; its first line names the columns"),
         ("\n\t\t\n", "is empty"),
-        (HEAD + "\n", "holds no slide"),
+        (HEAD + "\n", "holds no slide; give each a line of its own below"),
         ("slide_id\tpath\nS1\ta.svs\n", r"lacks the column\(s\) \['patient_id'\]; it has \['slide_id', 'path'\]"),
         ("slide_id,path,patient_id\nS1,a.svs,P1\n", "is separated by ',', not by tabs"),
         ("slide_id;path;patient_id\nS1;a.svs;P1\n", "is separated by ';', not by tabs"),

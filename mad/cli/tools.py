@@ -22,7 +22,9 @@ Slides = Annotated[list[str] | None, typer.Argument(metavar="SLIDE", help="slide
 
 @app.command()
 def inspect(
-    slides: Annotated[list[Path], typer.Argument(metavar="SLIDE...", help="Slide files.")],
+    slides: Annotated[
+        list[Path], typer.Argument(metavar="SLIDE...", help="Slide files.", readable=False)
+    ],  # what cannot be read is told beside the rest
     config: Annotated[
         Path | None,
         typer.Option(

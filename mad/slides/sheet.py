@@ -167,7 +167,7 @@ def check_rows(
             "has a split column, which cohort.split_by: block does not use; empty it, or set split_by: patient"
         )
     if not rows:
-        faults.append("holds no slide")
+        faults.append("holds no slide; give each a line of its own below the names of the columns")
     if faults:
         raise _refusal(source, faults)
     if split_by == "block" or given:
@@ -241,12 +241,17 @@ def _row(record: Mapping[str, str], number: int, folder: Path, faults: list[str]
         if mpp is not None and not 0.02 <= mpp <= 20:
             faults.append(f"line {number}: mpp {mpp:g} um/px is outside 0.02..20")
             mpp = None
-    annotation = cell("annotation")
+    places = {name: str(folder / place) for name in ("path", "annotation") if (place := cell(name))}
+    faults += [
+        f"line {number}: {name} {place!r} holds a brace, where Snakemake would put something else; rename the file or folder"
+        for name, place in places.items()
+        if set("{}") & set(place)
+    ]
     return SlideRow(
         slide_id=slide_id,
-        path=str(folder / path) if (path := cell("path")) else "",
+        path=places.get("path", ""),
         patient_id=cell("patient_id") or "",
-        annotation=str(folder / annotation) if annotation else None,
+        annotation=places.get("annotation"),
         mpp=mpp,
         split=split,
         site=cell("site"),
