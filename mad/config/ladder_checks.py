@@ -44,7 +44,7 @@ def check_ladder(config: Config) -> None:
                 f"sample.{key} names {unknown}; label.classes has {config.label.classes}, and tiles of no class are capped by "
                 "sample.max_unlabelled"
             )
-    kinds = [*dict.fromkeys([*pairs, "-".join(names)] if pairs else []), STANDALONE]
+    kinds = [*pairs, *("-".join(triple) for triple in zip(names, names[1:], names[2:], strict=False)), STANDALONE]
     for run in config.runs:
         if unknown := sorted(kind for kind, weight in run.mix.items() if weight and kind not in kinds):
             raise ValueError(
