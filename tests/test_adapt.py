@@ -12,10 +12,11 @@ from mad.cli import app
 from mad.config import Config, parse_config
 from mad.evaluation.consistency import evaluate_consistency
 from mad.evaluation.cross_scale import held_out_pairs, pair_figures, transfer_figures
-from mad.files import MadError, read_json, write_json
+from mad.files import MadError, digest, read_json, sha256_file, write_json
 from mad.models.adapter import load_adapter
 from mad.stages import adapt, embed, evaluate
 from mad.stages.evaluate import load
+from mad.tiles.embeddings import check_source, source_key
 from mad.training.records import METRICS, read_metrics
 
 QUICK = {"steps": 300, "warmup": 10, "prototypes": 64, "batch": 32, "lr": 2e-2, "keep": 1}
@@ -170,6 +171,23 @@ def test_the_command_gives_equal_bytes_each_time_and_vouches_for_nothing_meanwhi
         adapt.run(config, "twice")
     assert not (folder / "summary.json").exists()
     assert [(folder / name).read_bytes() for name in files] == made[0]
+
+
+def test_adapted_embeddings_are_traced_to_the_tiles_of_their_base(results: Path) -> None:
+    config = configure(results, linear={"steps": 3, "warmup": 1})
+    base, folder, shards = results / "embed" / "frozen", results / "embed" / "frozen-linear", results / "shard"
+    slide, other = (path.stem for path in sorted(shards.glob("*.parquet"))[:2])
+    key = source_key(read_json(base / "audit.json"), sha256_file(shards / f"{slide}.parquet"))
+    write_json(base / f"{slide}.json", {"key": digest(key)})
+    adapt.run(config, "linear")
+    embed.run(config, "frozen-linear")
+    check_source(folder, slide, shards / f"{slide}.parquet")
+    with pytest.raises(MadError, match=rf"frozen.{slide}\.npy: embedded from other tiles .*run `mad embed frozen`"):
+        check_source(folder, slide, shards / f"{other}.parquet")
+    key = source_key(read_json(base / "audit.json"), sha256_file(shards / f"{other}.parquet"))
+    write_json(base / f"{slide}.json", {"key": digest(key)})
+    with pytest.raises(MadError, match=r"run `mad embed frozen-linear`"):
+        check_source(folder, slide, shards / f"{other}.parquet")
 
 
 def test_an_absent_encoder_makes_an_absent_adapter(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Method `xmag` through its stage: stored and new targets, ablations, resumption, processes, another teacher."""
 
+import shutil
 from pathlib import Path
 
 import fakes
@@ -10,12 +11,13 @@ import torch
 from processes import processes
 from safetensors.torch import load_file
 
-from mad.files import MadError, read_json, write_json, write_parquet
+from mad.files import MadError, digest, read_json, sha256_file, write_json, write_parquet
 from mad.models.distill import DistillNetwork
 from mad.models.initial import common_licence
 from mad.models.vit import build_backbone
 from mad.models.weights import load_weights
 from mad.stages import embed, train
+from mad.tiles.embeddings import source_key
 from mad.training import loop
 from mad.training.data import TrainingSet
 from mad.training.distill import CrossMagnification
@@ -121,6 +123,26 @@ def test_features_that_are_missing_are_named(fresh, results):
     changed = config.model_copy(update={"encoders": [config.encoders[0].model_copy(update={"pooling": "avg"})]})
     with pytest.raises(MadError, match=r"embedded with another pooling than encoders.teacher has now"):
         find_teacher(changed, config.run("tiny").distill)
+
+
+def test_embeddings_of_other_pixels_are_refused(fresh):
+    """Slides were cut again since, with tiles of the same ids: nothing else tells that the embeddings are of former ones."""
+    config = fakes.distill_config(fresh)
+    (fresh / "shard").unlink()
+    fakes.write_cohort(fresh)
+    Features(fresh / "embed" / "teacher", load_index(fresh / "shard", "train", 4))  # equal tables, written anew
+    fakes.write_slide(fresh / "shard", "S02", "train", 8, 4, seed=7)
+    with pytest.raises(
+        MadError, match=r"S02.npy: embedded from other tiles than .*S02.parquet.*; run `mad embed teacher`"
+    ):
+        train.run(config, "tiny")
+    assert not (fresh / "train").exists()
+    network = (fresh / "embed" / "teacher").resolve()
+    (fresh / "embed" / "teacher").unlink()
+    shutil.copytree(network, fresh / "embed" / "teacher")
+    shutil.copytree(network.parents[1] / "cohort", fresh / "cohort")
+    embed.run(config, "teacher")
+    Features(fresh / "embed" / "teacher", load_index(fresh / "shard", "train", 4))
 
 
 # the whole stage
@@ -260,9 +282,12 @@ def test_another_teacher_is_another_run(fresh, results):
     copied.mkdir()
     for path in (results / "embed" / "network").iterdir():
         (copied / path.name).symlink_to(path) if path.is_file() and path.name != "audit.json" else None
-    write_json(
-        copied / "audit.json", read_json(results / "embed" / "network" / "audit.json") | {"weights_sha256": "other"}
-    )
+    audit = read_json(results / "embed" / "network" / "audit.json") | {"weights_sha256": "other"}
+    write_json(copied / "audit.json", audit)
+    for slide in ("S01", "S02", "S03"):
+        (copied / f"{slide}.json").unlink()
+        key = source_key(audit, sha256_file(results / "shard" / f"{slide}.parquet"))
+        write_json(copied / f"{slide}.json", {"key": digest(key)})
     run(config)
     assert (folder / "archive" / f"{first['recipe_digest']}-{first['data_digest']}" / "encoder").exists()
     assert read_json(folder / "identity.json")["teacher_sha256"] == "other" != first["teacher_sha256"]

@@ -37,6 +37,7 @@ from mad.slides.sheet import SlideRow, cohort_rows
 from mad.stages import embed_adapter
 from mad.stages.embedded import ABSENT, is_fresh, write_embeddings
 from mad.tiles.aligned import Footprint, open_aligned
+from mad.tiles.embeddings import source_key
 from mad.tiles.pyramid import parse_tile_id
 from mad.tiles.shards import decode, read_member
 
@@ -96,7 +97,7 @@ def _embed_shards(config: Config, name: str, encoder: Encoder, row: SlideRow, fo
     """Embed the tiles that a slide's shards hold; returns how many were encoded now."""
     shards = Path(config.results) / "shard"
     index = shards / f"{row.slide_id}.parquet"
-    key = {"encoder": encoder.audit, "input": sha256_file(index)}
+    key = source_key(encoder.audit, sha256_file(index))
     if is_fresh(folder, row.slide_id, key):
         return 0
     table = read_parquet(index)

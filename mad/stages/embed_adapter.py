@@ -19,7 +19,7 @@ from mad.files import MadError, read_json, read_parquet, sha256_file, write_json
 from mad.models.adapter import WEIGHTS, Adapter, load_adapter
 from mad.progress import log, track
 from mad.stages.embedded import ABSENT, is_fresh, write_embeddings
-from mad.tiles.embeddings import read_audit, read_embeddings
+from mad.tiles.embeddings import read_audit, read_embeddings, source_key
 from mad.tiles.pyramid import parse_tile_id
 
 
@@ -81,7 +81,7 @@ def _adapt_slide(
 ) -> int:
     """Write one slide's adapted embeddings; returns how many were made now."""
     rows, features = read_embeddings(source, slide)
-    key = {"encoder": audit, "input": read_json(source / f"{slide}.json")["key"]}
+    key = source_key(audit, read_json(source / f"{slide}.json")["key"])
     if is_fresh(target, slide, key):
         return 0
     levels = [len(parse_tile_id(tile_id)[1]) - 2 for tile_id in rows["tile_id"]]

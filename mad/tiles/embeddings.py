@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mad.files import MadError, Pathlike, digest, read_json, read_parquet
+from mad.files import MadError, Pathlike, digest, read_json, read_parquet, sha256_file
+
+BESIDE = ("encoder", "config", "mpp_seen")  # in audit.json, beside what the encoder tells of itself
 
 
 def read_audit(folder: Pathlike) -> dict[str, Any]:
@@ -50,3 +52,27 @@ def read_embeddings(folder: Pathlike, slide: str) -> tuple[pd.DataFrame, np.ndar
     if features.ndim != 2 or len(features) != len(rows):
         raise MadError(f"{path}: {features.shape} for {len(rows)} tiles; delete it and run `mad embed` again")
     return rows, features
+
+
+def source_key(audit: dict[str, Any], source: str) -> dict[str, Any]:
+    """What a slide's embeddings of its shards are known by: the encoder's audit, and the digest of what it read."""
+    return {"encoder": {name: value for name, value in audit.items() if name not in BESIDE}, "input": source}
+
+
+def check_source(folder: Pathlike, slide: str, table: Pathlike) -> None:
+    """Fail unless a slide's stored embeddings were made from the shard table `table` as it is now.
+
+    Raises:
+        MadError: they were made from another one, or by another encoder than the audit's.
+    """
+    folder, audit = Path(folder), read_audit(folder)
+    if str(audit.get("spec")).startswith("adapter:"):  # it has read its base's embeddings
+        base = folder.parent / audit["base"]["encoder"]
+        check_source(base, slide, table)
+        source = read_json(base / f"{slide}.json")["key"]
+    else:
+        source = sha256_file(table)
+    if read_json(folder / f"{slide}.json")["key"] != digest(source_key(audit, source)):
+        raise MadError(
+            f"{folder / slide}.npy: embedded from other tiles than those of {table} now; run `mad embed {folder.name}` again"
+        )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mad.files import MadError, Pathlike
-from mad.tiles.embeddings import read_embeddings
+from mad.tiles.embeddings import check_source, read_embeddings
 from mad.training.index import Index
 
 
@@ -24,7 +24,7 @@ class Features:
             index: whose rows are asked for.
 
         Raises:
-            MadError: a slide is not embedded whole, or a tile is missing.
+            MadError: a slide is not embedded whole, was embedded from another shard table, or a tile is missing.
         """
         folder = Path(folder)
         slides, ids = (index.rows[name].to_numpy() for name in ("slide", "tile_id"))
@@ -34,6 +34,7 @@ class Features:
         for number, slide in enumerate(dict.fromkeys(slides)):
             rows = np.flatnonzero(slides == slide)
             table, array = read_embeddings(folder, str(slide))
+            check_source(folder, str(slide), index.folder / f"{slide}.parquet")
             places = pd.Index(table["tile_id"]).get_indexer(ids[rows])
             if (places < 0).any():
                 missing = ids[rows][places < 0][0]
