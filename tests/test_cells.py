@@ -16,7 +16,7 @@ from mad.files import MadError
 from mad.models.cells import cell_embeddings, feature_grid, token_grid
 from mad.stages import train
 from mad.training import loop, views
-from mad.training.cells import cell_weights, check_grid
+from mad.training.cells import cell_weights, check_grid, needed_grid
 from mad.training.data import TrainingSet, batches
 from mad.training.index import load_index
 from mad.training.objective import Numerics, step_loss, teach
@@ -161,7 +161,7 @@ def test_a_backbone_without_parts_is_refused():
     assert feature_grid(Flat(), 32) is None
     run = RunConfig(**fakes.tiny_run(targets="cell"))
     with pytest.raises(MadError, match="neither patch tokens nor a feature map"):
-        train._token_grid(run, Flat(), 32)
+        needed_grid(run, Flat(), 32)
 
 
 def test_tokens_that_do_not_tell_children_apart_are_refused(results, tmp_path):

@@ -1,5 +1,6 @@
 """Stage `train`: killed and resumed runs, other recipes, many processes, non-finite losses, the summary."""
 
+import errno
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 import fakes
+import psutil
 import pytest
 import timm
 import torch
@@ -98,6 +100,43 @@ def test_a_stopped_and_resumed_run_ends_bit_equal(fresh, unbroken, how):
     assert [record["step"] for record in records[0]] == list(range(80))
     assert [record["loss"] for record in records[0]] == [record["loss"] for record in records[1]]
     assert [record.get("health") for record in records[0]] == [record.get("health") for record in records[1]]
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(fresh, unbroken):
+    """The second start is refused and touches nothing; once the first is dead, whatever becomes of what it forked, it goes on."""
+    entry = fakes.tiny_run(steps=80, head=STANDARDISED)
+    entry["runtime"] |= {"workers": 1}
+    config = fakes.tiny_config(fresh, entry)
+    folder = fresh / "train" / "tiny"
+    process = start(config)
+    while process.poll() is None and not list((folder / "checkpoints").glob("step_*.pt")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)
+    loading = psutil.Process(process.pid).children()
+    for child in loading:
+        child.suspend()
+    before = snapshot(folder)
+    with pytest.raises(MadError, match=rf"tiny: process {process.pid} on .* is training this run; wait until"):
+        run(config)
+    assert snapshot(folder) == before
+    process.kill()
+    process.wait()
+    assert loading and all(child.is_running() for child in loading)
+    try:
+        assert weights(run(config)) == weights(unbroken)
+    finally:
+        for child in loading:
+            child.kill()
+
+
+def test_a_folder_that_cannot_be_locked_is_told_of(fresh, monkeypatch, capsys):
+    def unlockable(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", unlockable)
+    folder = run(fakes.tiny_config(fresh, fakes.tiny_run(steps=3)))
+    assert "tiny/.lock: cannot be locked (No locks available)" in capsys.readouterr().err
+    assert (folder / "summary.json").exists()
 
 
 def kill_self(*_):

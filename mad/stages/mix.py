@@ -26,7 +26,7 @@ from mad.progress import log, track
 from mad.slides.sheet import cohort_rows
 from mad.tiles.embeddings import encoder_digest, read_audit
 from mad.training.curves import draw_mixer_curves
-from mad.training.folder import finished_run, prepare_folder
+from mad.training.folder import finished_run, prepare_folder, sole
 from mad.training.mixing import FEWEST, check_health, split, train_mixer
 from mad.training.process import EXIT_RETRY, Interrupted, granted_threads
 from mad.training.records import METRICS, read_metrics
@@ -72,7 +72,8 @@ def run(config: Config, name: str) -> None:
     recipe = freeze_mixer(config, entry)
     identity = {"recipe_digest": digest(recipe), "data_digest": digest(learned)}
     try:
-        mixer, provenance = _trained(entry, folder, recipe, identity, splits)
+        with sole(folder):
+            mixer, provenance = _trained(entry, folder, recipe, identity, splits)
     except Interrupted as stop:
         log(str(stop))
         raise SystemExit(EXIT_RETRY) from None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from mad.config import Config
 from mad.config.recipe import freeze_recipe
 from mad.config.training import RunConfig
 from mad.files import MadError, digest, sha256_file, write_json
-from mad.models.cells import feature_grid
 from mad.models.distill import DistillNetwork, check_cells
 from mad.models.encoders import weights_sha256
 from mad.models.export import export_encoder, model_card, read_provenance
@@ -39,12 +39,12 @@ from mad.models.weights import Loaded, load_weights
 from mad.progress import log
 from mad.slides.sheet import cohort_rows
 from mad.training import checkpoint, ranks, sharding
-from mad.training.cells import check_grid
+from mad.training.cells import check_grid, needed_grid
 from mad.training.curves import draw_curves
 from mad.training.data import TrainingSet
 from mad.training.distill import CrossMagnification
 from mad.training.distill_health import choose_field_set
-from mad.training.folder import finished_run, prepare_folder
+from mad.training.folder import finished_run, prepare_folder, sole
 from mad.training.health import HealthSet, choose_health_set, forward
 from mad.training.index import Index, load_index
 from mad.training.loop import Run, build_networks, train
@@ -75,15 +75,17 @@ def run(config: Config, name: str) -> None:
     entry, folder = config.run(name), Path(config.results) / "train" / name
     require_tensorboard(entry)
     torch.set_num_threads(entry.runtime.threads or granted_threads())
-    with ranks.process_group() as device:
+    with ranks.process_group() as device, ExitStack() as held:
         try:
-            _train(config, entry, folder, recipe, device)
+            _train(config, entry, folder, recipe, device, held)
         except Interrupted as stop:
             log(str(stop))
             raise SystemExit(EXIT_RETRY) from None
 
 
-def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any], device: torch.device) -> None:
+def _train(
+    config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any], device: torch.device, held: ExitStack
+) -> None:
     shards = Path(config.results) / "shard"
     slides = [row.slide_id for row in cohort_rows(config)]
     splits = {split: load_index(shards, split, entry.children, slides) for split in ("train", "val")}
@@ -125,7 +127,7 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     check_runtime(entry, student.backbone, ranks.world_size())
     lr_scales(student, entry)  # as the line above: whatever cannot be trained fails before an earlier run is moved away
     sharded = sharding.is_wanted(entry)
-    grid = _token_grid(entry, student.backbone, tile_px)
+    grid = needed_grid(entry, student.backbone, tile_px)
     local_px = local_side(student.backbone, entry, tile_px)
     if entry.loader == "stream":
         data: TrainingSet = StreamSet(index, entry, tile_px, local_px, seed, grid)
@@ -141,6 +143,7 @@ def _train(config: Config, entry: RunConfig, folder: Path, recipe: dict[str, Any
     ranks.barrier()  # every process has what it needs: only now is an earlier run moved away
     with ranks.together(device):
         if ranks.rank() == 0:
+            held.enter_context(sole(folder))
             prepare_folder(folder, identity, recipe, slides=index.slide_digests())
 
     precision = str(numerics.dtype).removeprefix("torch.")
@@ -223,18 +226,6 @@ def standardise_head(student: Any, teacher: Any, data: HealthSet, numerics: Nume
     embeddings, _ = forward(teacher, data, numerics)
     student.head.standardise(embeddings.to(numerics.device))
     teacher.load_state_dict(student.state_dict())
-
-
-def _token_grid(entry: RunConfig, backbone: nn.Module, tile_px: int) -> tuple[int, int] | None:
-    """Rows and columns of a tile's tokens, where the run needs to know them."""
-    if not entry.ibot.weight and entry.targets == "tile":
-        return None
-    if (grid := feature_grid(backbone, tile_px)) is None:
-        raise MadError(
-            f"runs.{entry.name}.targets: {entry.backbone.model} has neither patch tokens nor a feature map that tell the parts of "
-            "a tile apart; set targets: tile, or take a vision transformer"
-        )
-    return grid
 
 
 def _agreed_dtype(entry: RunConfig, device: torch.device) -> torch.dtype:

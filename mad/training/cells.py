@@ -7,9 +7,12 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from mad.config.kinds import STANDALONE
+from mad.config.training import RunConfig
 from mad.files import MadError
+from mad.models.cells import feature_grid
 from mad.training.pairing import steps_of
 
 Weights = npt.NDArray[np.float32]
@@ -32,6 +35,22 @@ def cell_weights(path: tuple[int, ...], steps: tuple[int, ...], grid: tuple[int,
     weights = np.outer(_overlaps(top, side, grid[0]), _overlaps(left, side, grid[1])).astype(np.float32)
     weights.flags.writeable = False
     return weights
+
+
+def needed_grid(entry: RunConfig, backbone: nn.Module, tile_px: int) -> tuple[int, int] | None:
+    """Rows and columns of a tile's tokens; None where the run need not know them.
+
+    Raises:
+        MadError: the backbone has none.
+    """
+    if not entry.ibot.weight and entry.targets == "tile":
+        return None
+    if (grid := feature_grid(backbone, tile_px)) is None:
+        raise MadError(
+            f"runs.{entry.name}.targets: {entry.backbone.model} has neither patch tokens nor a feature map that tell the parts of "
+            "a tile apart; set targets: tile, or take a vision transformer"
+        )
+    return grid
 
 
 def check_grid(grid: tuple[int, int], kinds: Sequence[str], where: str) -> None:

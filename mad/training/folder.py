@@ -7,6 +7,11 @@ midway is told of and left as it is: a key changed by mistake then costs no days
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from mad.training import checkpoint
 from mad.training.records import METRICS, TENSORBOARD
 
 ENCODER = "encoder"  # the folder of a run's weights
+LOCK = ".lock"  # names the process that trains here; never moved or removed, or two could hold one each
 SHOWN = 8  # differences that a message names
 OWNED = ("checkpoints", METRICS, TENSORBOARD, "curves.png", "summary.json", "identity.json")
 
@@ -33,6 +39,36 @@ def finished_run(folder: Path, identity: dict[str, Any], weights: str = ENCODER)
 def _same_run(former: dict[str, Any] | None, identity: dict[str, Any]) -> bool:
     """Whether the content of identity.json, which holds the recipe too, is of the run with this identity."""
     return former is not None and {key: former.get(key) for key in identity} == identity
+
+
+@contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """Keep every other process from training in `folder` meanwhile. The system takes the lock back when this process dies.
+
+    It is a lock of the process, which those that it forks to load tiles do not prolong (`flock` would be theirs too).
+
+    Raises:
+        MadError: another process holds it.
+    """
+    descriptor = None
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except BlockingIOError:
+            holder = (folder / LOCK).read_text(encoding="utf-8") or "another process"
+            raise MadError(
+                f"{folder}: {holder} is training this run; wait until it has ended, or end it, and run again"
+            ) from None
+        except OSError as error:
+            log(f"WARNING: {folder / LOCK}: cannot be locked ({error.strerror}): let no second process train this run")
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def prepare_folder(
