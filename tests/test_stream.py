@@ -180,6 +180,18 @@ def test_damaged_images_are_never_made_up(copy):
         read(data)
 
 
+def test_images_of_another_cut_are_told_from_those_of_the_table(copy):
+    """Tars that a table does not belong to hold tiles of the same names, all of them readable."""
+    data = stream_set(copy, mix={"10x-40x": 1})
+    table = (copy / "shard" / "S01.parquet").read_bytes()
+    fakes.write_slide(copy / "shard", "S01", "train", 12, standalone=3, seed=7)
+    (copy / "shard" / "S01.parquet").write_bytes(table)
+    with pytest.raises(
+        MadError, match=r"S01/train-10x-40x-000000\.tar: tile S01_\S+ is .*not that of its table .*mad shard"
+    ):
+        read(data)
+
+
 def test_tars_come_from_a_url_or_a_command(results, tmp_path):
     runtime = fakes.tiny_run()["runtime"]
     direct = [batch.tiles for batch in read(stream_set(results), steps=5)]

@@ -149,8 +149,12 @@ def readable(data: bytes | memoryview) -> Image | None:
 
 
 def not_a_tile(where: str, image: Image | None, tile_px: int) -> MadError:
-    """What to raise for an unreadable image or one of another size; `where` names tar and tile."""
-    found = "is no readable image" if image is None else f"has {image.shape[1]} x {image.shape[0]} px"
+    """What to raise for another image than the table's, an unreadable one or one of another size; `where` names tar and tile."""
+    found = (
+        "is no readable image, or not that of its table"
+        if image is None
+        else f"has {image.shape[1]} x {image.shape[0]} px"
+    )
     return MadError(f"{where} {found} (tile_px is {tile_px}); cut this slide's shards again with `mad shard`")
 
 

@@ -10,6 +10,7 @@ resumed run goes on with other ones.
 from __future__ import annotations
 
 import copy
+import hashlib
 import random
 import shlex
 import tarfile
@@ -46,18 +47,20 @@ class Member:
 
 
 class MemberReader:
-    """Decodes members of side `tile_px`."""
+    """Decodes members of side `tile_px` whose bytes are those of their table: `digests` is keyed by tar and tile id."""
 
-    def __init__(self, tile_px: int) -> None:
+    def __init__(self, tile_px: int, digests: dict[str, dict[str, str]]) -> None:
         self.tile_px = tile_px
+        self._digests = digests
 
     def read(self, member: Member) -> Image:
         """Its RGB pixels [tile_px, tile_px, 3].
 
         Raises:
-            MadError: it is no image, or of another size.
+            MadError: its bytes are not those of its table or no image, or the image's size differs.
         """
-        image = readable(member.data)
+        known = hashlib.sha256(member.data).hexdigest() == self._digests[member.url].get(member.tile_id)
+        image = readable(member.data) if known else None
         if image is None or image.shape != (self.tile_px, self.tile_px, 3):
             raise not_a_tile(f"{member.url}: tile {member.tile_id}", image, self.tile_px)
         return image
@@ -78,7 +81,12 @@ class StreamSet(TrainingSet):
         self, index: Index, run: RunConfig, tile_px: int, local_px: int, seed: int, grid: tuple[int, int] | None = None
     ) -> None:
         super().__init__(index, run, tile_px, local_px, seed, grid)
-        self.reader = MemberReader(tile_px)
+        self._base = run.runtime.shard_url or str(index.folder.resolve())
+        tars = index.rows[["tile_id", "sha256"]].groupby(index.rows["shard"].astype(str))
+        digests = {
+            shard_url(self._base, tar): dict(zip(own["tile_id"], own["sha256"], strict=True)) for tar, own in tars
+        }
+        self.reader = MemberReader(tile_px, digests)
         self._shards = {kind: shard_sizes(index, kind) for kind in self.weights}
         self._open: dict[str, Iterator[list[Member]]] = {}
         self._begun = (0, 0)
@@ -107,8 +115,7 @@ class StreamSet(TrainingSet):
         worker = get_worker_info()
         place = (*self._begun, worker.id if worker else 0, self.order.kinds.index(kind))
         rng = np.random.default_rng([self.seed, STREAM, *place])
-        base = self.run.runtime.shard_url or str(self.index.folder.resolve())
-        urls = {shard_url(base, shard): size for shard, size in self._shards[kind].items()}
+        urls = {shard_url(self._base, shard): size for shard, size in self._shards[kind].items()}
         children = 0 if kind == STANDALONE else self.run.children
         size, picks = self.run.shuffle_buffer, random.Random(int(rng.integers(2**63)))
         return iter(
