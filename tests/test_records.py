@@ -158,6 +158,29 @@ def test_tensorboard_has_every_step_once_after_a_kill(tmp_path):
     assert [(record["step"], record["dino"]) for record in read_metrics(tmp_path / "metrics.jsonl")] == expected
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # its thread tells what has ended it
+@pytest.mark.parametrize("fault", ["full", "no folder"])
+def test_a_run_goes_on_where_tensorboard_cannot_write(tmp_path, capsys, fault):
+    pytest.importorskip("tensorboard", reason="an extra: pip install tensorboard")
+    folder = tmp_path / "tensorboard"
+    if fault == "no folder":
+        folder.touch()
+    records = Records(tiny(tensorboard=True), tmp_path, 0, CPU)
+    if fault == "full":
+        (events,) = folder.iterdir()
+        events.unlink()
+        events.symlink_to("/dev/full")
+    for step in range(0, 9, 3):
+        fill(records, range(step, step + 3))
+        records.flush()
+    records.close()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 9
+    told = capsys.readouterr().err
+    assert told.count("tensorboard: cannot be written (") == told.count("goes on without TensorBoard") == 1
+
+
 def test_a_missing_tensorboard_is_named_before_anything_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorboard" else 1 / 0)
     require_tensorboard(tiny())

@@ -11,7 +11,8 @@ import importlib.util
 import json
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Records:
         recent = (run.runtime.health_every + 1) // 2
         self._recent = deque((record[self._watched.loss] for record in earlier), maxlen=recent)
         self._warned: set[str] = set(next((r["warnings"] for r in reversed(earlier) if "warnings" in r), []))
-        self._writer = _open_tensorboard(folder / TENSORBOARD, step) if run.runtime.tensorboard else None
+        self._board = Board(folder / TENSORBOARD, step) if run.runtime.tensorboard else None
         self._steps = Steps(run.name, run.steps, step, run.runtime.log_seconds)
 
     def add(
@@ -85,8 +86,8 @@ class Records:
     def flush(self) -> None:
         """Write everything that was added: before a checkpoint, which promises the records of all steps before it."""
         self._fetch()
-        if self._writer:
-            self._writer.flush()
+        if self._board:
+            self._board.flush()
 
     def close(self) -> None:
         """Write what is left and let go of the terminal."""
@@ -94,8 +95,8 @@ class Records:
             self._fetch()
         finally:
             self._steps.close()
-            if self._writer:
-                self._writer.close()
+            if self._board:
+                self._board.close()
 
     def _facts(self) -> str:
         self._fetch()
@@ -115,9 +116,9 @@ class Records:
         records = [self._complete(facts, names, row) for (facts, names, _), row in zip(pending, rows, strict=True)]
         append_lines(self._path, [json.dumps(record) for record in records])
         self._last = records[-1]
-        if self._writer:
+        if self._board:
             for record in records:
-                _plot(self._writer, record)
+                self._board.add(record)
 
     def _complete(self, facts: dict[str, Any], names: list[str], row: list[float]) -> dict[str, Any]:
         losses, watch = dict(zip(names, row, strict=True)), self._watched
@@ -153,19 +154,51 @@ def require_tensorboard(run: RunConfig) -> None:
         )
 
 
-def _open_tensorboard(folder: Path, step: int) -> Any:
-    """A writer whose events hide those of step `step` and later that a killed run has left."""
-    from torch.utils.tensorboard import SummaryWriter
+class Board:
+    """TensorBoard's events, which hide those of step `step` and later that a killed run has left.
 
-    return SummaryWriter(str(folder), purge_step=step)
+    The figures are in metrics.jsonl too: where events cannot be written, a warning says so and the run goes on without them.
+    """
 
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-def _plot(writer: Any, record: dict[str, Any]) -> None:
-    scalars = {name: value for name, value in record.items() if name not in NO_SCALARS}
-    scalars |= {f"health/{name}": value for name, value in record.get("health", {}).items()}
-    for name, value in scalars.items():
-        if value is not None:
-            writer.add_scalar(name, value, record["step"])
+        self._folder = folder
+        self._writer: Any = None
+        with self._unharmed():
+            self._writer = SummaryWriter(str(folder), purge_step=step)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add the figures of a step."""
+        scalars = {name: value for name, value in record.items() if name not in NO_SCALARS}
+        scalars |= {f"health/{name}": value for name, value in record.get("health", {}).items()}
+        with self._unharmed():
+            for name, value in scalars.items():
+                if self._writer and value is not None:
+                    self._writer.add_scalar(name, value, record["step"])
+
+    def flush(self) -> None:
+        """Write what was added."""
+        with self._unharmed():
+            if self._writer:
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        with self._unharmed():
+            if self._writer:
+                self._writer.close()
+
+    @contextmanager
+    def _unharmed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            log(
+                f"WARNING: {self._folder}: cannot be written ({error.strerror or error}); the run goes on without TensorBoard, its "
+                "figures are in metrics.jsonl"
+            )
 
 
 def append_lines(path: Path, lines: list[str]) -> None:
