@@ -1,5 +1,7 @@
 """Backbones: creation, pooling, errors, and the export that timm alone loads again."""
 
+import resource
+
 import fakes
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from timm.data import infer_imagenet_subset
 
 from mad.config.recipe import freeze_recipe
 from mad.config.training import BackboneConfig, RunConfig
-from mad.files import MadError, read_json, sha256_file
+from mad.files import MadError, StorageError, read_json, sha256_file
 from mad.models.export import export_encoder, export_untrained, load_exported, model_card, read_provenance
 from mad.models.hub import card_licence
 from mad.models.vit import build_backbone, embedding_dim, initial_backbone, local_crop_px, local_side, mean_std
@@ -43,6 +45,18 @@ def test_export_gives_equal_outputs_through_timm_alone(tmp_path, config):
     assert settings["num_features"] == model.num_features
     assert settings["pretrained_cfg"]["input_size"] == [3, 32, 32]
     assert {"mean", "std"} <= set(settings["pretrained_cfg"])
+
+
+def test_a_full_disk_is_named_where_weights_are_written(tmp_path):
+    """A limit on the size of files stands for it: the same error of the same writer."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"model.safetensors: cannot be written .*; make room and run it again"):
+            export_encoder(build_backbone(VIT, 32), tmp_path / "encoder", **PLAIN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "encoder").iterdir())
 
 
 def test_export_is_the_same_bytes_again_and_knows_its_weights(tmp_path):

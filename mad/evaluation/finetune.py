@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,15 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from mad.config.biomarkers import BiomarkersConfig, FinetuneConfig
 from mad.evaluation.bags import Bag, Scaling, fit_scaling
 from mad.evaluation.learned_tokens import LearnedTokens
 from mad.evaluation.slide_heads import AttentionHead, Floats, Task, check_slides, fit_attention
 from mad.evaluation.tokens import StoredTokens
-from mad.files import Pathlike, atomic_path
+from mad.files import Pathlike
 from mad.models.mil import GatedAttention
+from mad.models.tensors import write_tensors
 
 OVERRIDES = ("steps", "batch", "max_tiles")  # of `biomarkers:`, where `finetune:` gives them
 
@@ -95,8 +96,7 @@ def save_head(head: FinetunedHead, path: Pathlike, key: dict[str, Any]) -> None:
     tensors |= {"mean": torch.from_numpy(scaling.mean), "std": torch.from_numpy(scaling.std)}
     tensors |= {f"slide.{slide}": torch.from_numpy(bag.store) for slide, bag in (head.embedded or {}).items()}
     facts = {"centre": head.head.centre, "spread": head.head.spread, "classes": head.head.classes, "facts": head.facts}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"key": json.dumps(key), "head": json.dumps(facts)})
+    write_tensors(Path(path), tensors, {"key": json.dumps(key), "head": json.dumps(facts)})
 
 
 def load_head(

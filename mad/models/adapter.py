@@ -18,11 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mad.files import MadError, Pathlike, atomic_path, read_json, sha256_file, write_json
-from mad.models.tensors import read_tensors
+from mad.files import MadError, Pathlike, read_json, sha256_file, write_json
+from mad.models.tensors import read_tensors, write_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -142,8 +141,7 @@ def save_adapter(adapter: Adapter, folder: Pathlike) -> str:
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in adapter.state_dict().items()}
     write_json(folder / CONFIG, asdict(adapter.shape))
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors)
     return sha256_file(folder / WEIGHTS)
 
 

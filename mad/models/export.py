@@ -14,7 +14,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from mad.config import Config
 from mad.config.recipe import freeze_recipe
 from mad.config.training import RunConfig
 from mad.files import MadError, Pathlike, atomic_path, digest, read_json, sha256_file, write_json
+from mad.models.tensors import write_tensors
 from mad.models.vit import embedding_dim, initial_backbone, mean_std
 
 WEIGHTS = "model.safetensors"
@@ -41,11 +41,13 @@ def export_encoder(
     """Write the backbone `model` to `folder` and return the SHA-256 of its weights. Equal weights give equal bytes.
 
     `licence` is that of the weights that training started from; None where it is unknown.
+
+    Raises:
+        StorageError: the disk is full.
     """
     folder = Path(folder)
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in _state(model).items()}
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors)
     mean, std = mean_std(model)
     data = {"input_size": (3, image_px, image_px), "mean": mean, "std": std, "crop_pct": 1.0, "crop_mode": "center"}
     with atomic_path(folder / "config.json") as temporary:

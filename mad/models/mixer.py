@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mad.files import MadError, Pathlike, atomic_path, read_json, sha256_file, write_json
+from mad.files import MadError, Pathlike, read_json, sha256_file, write_json
 from mad.models.export import WEIGHTS
-from mad.models.tensors import read_tensors
+from mad.models.tensors import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,7 @@ def save_mixer(mixer: Mixer, folder: Pathlike, provenance: dict[str, Any]) -> st
         name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in mixer.state_dict().items()
     }
     write_json(folder / "config.json", asdict(mixer.shape))
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors)
     sha256 = sha256_file(folder / WEIGHTS)
     write_json(folder / "provenance.json", {**provenance, "weights_sha256": sha256})
     return sha256

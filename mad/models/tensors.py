@@ -1,18 +1,20 @@
-"""The tensors in a file of weights, whichever program wrote it; nothing in the file is executed."""
+"""Files of tensors: written as safetensors, and read whichever program wrote them; nothing in a file is executed."""
 
 from __future__ import annotations
 
 import pickle
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mad.files import MadError
+from mad.files import MadError, StorageError, atomic_path
 
 Tensors = dict[str, Tensor]
 
@@ -20,6 +22,23 @@ NAMED = 4  # names that an error shows
 WEB_PAGE = re.compile(
     rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE
 )  # a bare "<" may be part of a safetensors header's length
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically. Equal tensors give equal bytes.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata or {"format": "pt"})
+        except SafetensorError as error:  # what its writer makes of a failed write
+            room = shutil.disk_usage(path.parent).free / 1e9
+            raise StorageError(
+                f"{path}: cannot be written ({error}; {room:.3g} GB are free there); make room and run it again: what is finished "
+                "is kept"
+            ) from None
 
 
 def read_tensors(path: Path) -> Tensors:
