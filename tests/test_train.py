@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,6 +307,18 @@ def test_a_finished_run_is_not_trained_again(fresh, monkeypatch):
     (folder / "summary.json").unlink()
     run(config)  # from the encoder alone
     assert read_json(folder / "summary.json") == stamp
+
+
+def test_lost_records_are_told_with_what_mends_them(fresh):
+    config = fakes.tiny_config(fresh, fakes.tiny_run(steps=3))
+    folder = run(config)
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(MadError, match=r"metrics.jsonl: no records .* or remove \S+/encoder and \S+/checkpoints, and"):
+        run(config)
+    for name in ("encoder", "checkpoints"):
+        shutil.rmtree(folder / name)
+    run(config)
+    assert len(train.read_metrics(folder / "metrics.jsonl")) == 3 and (folder / "summary.json").exists()
 
 
 @pytest.mark.parametrize("what", ["recipe", "data"])

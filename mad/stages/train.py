@@ -259,7 +259,8 @@ def _summarise(
     records = read_metrics(folder / METRICS)
     if not records:
         raise MadError(
-            f"{folder / 'metrics.jsonl'}: no records beside a finished encoder; remove {folder / 'encoder'} to retrain"
+            f"{folder / METRICS}: no records beside a finished encoder, of which the summary is made; put the file back, or remove "
+            f"{folder / 'encoder'} and {folder / 'checkpoints'}, and the same command trains anew"
         )
     watch = watch_of(entry)
     draw_curves(records, watch, f"{entry.name} ({entry.method})", folder / "curves.png")
