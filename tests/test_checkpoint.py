@@ -1,13 +1,16 @@
 """Checkpoints: whole, pruned to two, refused for another run."""
 
 import errno
+import shutil
 import struct
 from pathlib import Path
 
+import fakes
 import pytest
 import torch
 
 from mad.files import MadError, StorageError
+from mad.stages import train
 from mad.training import checkpoint
 
 
@@ -67,6 +70,34 @@ def test_leftovers_of_a_killed_save_are_removed_and_checkpoints_stay(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     checkpoint.remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_torn_checkpoint_takes_no_place_of_a_good_one_and_is_kept(tmp_path):
+    for step in (1000, 2000):
+        checkpoint.save(tmp_path, step, state(step))
+    (tmp_path / "step_0002000.pt").write_bytes(b"PK half a file")
+    loaded = checkpoint.load_latest(tmp_path, {"recipe_digest": "a"})
+    checkpoint.set_aside(tmp_path, loaded)
+    for step in (1500, 2500):  # around the torn one
+        checkpoint.save(tmp_path, step, state(step))
+    assert [path.name for path in checkpoint.found(tmp_path)] == ["step_0001500.pt", "step_0002500.pt"]
+    assert (tmp_path / "step_0002000.pt.unreadable").read_bytes() == b"PK half a file"
+    checkpoint.set_aside(tmp_path, checkpoint.load_latest(tmp_path, {"recipe_digest": "a"}))
+    assert len(checkpoint.found(tmp_path)) == 2
+
+
+def test_a_run_resumed_past_a_torn_checkpoint_keeps_its_good_ones(tmp_path):
+    """Through the stage: stopped after step 8, whose file is torn; checkpoints are saved at other steps from then on."""
+    fakes.write_cohort(tmp_path)
+    entry = fakes.tiny_run(steps=8)
+    train.run(fakes.tiny_config(tmp_path, entry), "tiny")
+    folder = tmp_path / "train" / "tiny"
+    (folder / "checkpoints" / "step_0000008.pt").write_bytes(b"PK half a file")
+    shutil.rmtree(folder / "encoder")
+    entry["runtime"]["checkpoint_steps"] = 3
+    train.run(fakes.tiny_config(tmp_path, entry), "tiny")
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["step_0000006.pt", "step_0000008.pt", "step_0000008.pt.unreadable"]
 
 
 def test_another_run_is_refused_and_none_is_none(tmp_path):

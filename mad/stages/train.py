@@ -152,6 +152,7 @@ def _train(
     with ranks.together(device):
         saved = checkpoint.load_latest(folder / "checkpoints", identity)
     checkpoint.check_same_step(folder / "checkpoints", saved, device)
+    checkpoint.set_aside(folder / "checkpoints", saved)
     if first and not saved:
         standardise_head(student, teacher, first, numerics)
     if sharded:

@@ -103,6 +103,16 @@ def load_latest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None
     return None
 
 
+def set_aside(folder: Path, state: dict[str, Any] | None) -> None:
+    """Rename the checkpoints that `load_latest` passed over for `state`: they would count among the last two."""
+    if state is None or ranks.rank():
+        return
+    for path in found(folder):
+        if int(path.stem.removeprefix("step_")) > state["step"]:
+            path.rename(path.with_name(f"{path.name}.unreadable"))
+            log(f"{path} is kept as {path.name}.unreadable")
+
+
 def _check_sums(path: Path) -> None:
     """Fail where a byte has changed since it was written: tensors that are mapped are not compared with the file's checksums.
 

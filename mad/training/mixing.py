@@ -66,6 +66,7 @@ def train_mixer(
     device, checkpoints = mixer.mean.device, folder / "checkpoints"
     optimiser = build_optimiser(mixer, entry)
     saved, step, earlier = checkpoint.load_latest(checkpoints, identity), 0, 0.0
+    checkpoint.set_aside(checkpoints, saved)
     if saved:
         mixer.load_state_dict(saved["mixer"])
         optimiser.load_state_dict(saved["optimiser"])
