@@ -309,6 +309,17 @@ def test_a_finished_run_is_not_trained_again(fresh, monkeypatch):
     assert read_json(folder / "summary.json") == stamp
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_other_tiles_of_the_health_checks_are_told(fresh, capsys, changed):
+    (fresh / "shard").unlink()
+    fakes.write_cohort(fresh)
+    config = fakes.tiny_config(fresh)
+    run_until_killed(config, die_before_pass, 6)
+    fakes.write_slide(fresh / "shard", "S03", "val", 8, 4, seed=5 if changed else 0)
+    run(config)
+    assert ("WARNING: its health checks look at other tiles from here" in capsys.readouterr().err) == changed
+
+
 def test_lost_records_are_told_with_what_mends_them(fresh):
     config = fakes.tiny_config(fresh, fakes.tiny_run(steps=3))
     folder = run(config)

@@ -144,7 +144,7 @@ def _train(
     with ranks.together(device):
         if ranks.rank() == 0:
             held.enter_context(sole(folder))
-            prepare_folder(folder, identity, recipe, slides=index.slide_digests())
+            prepare_folder(folder, identity, recipe, slides=index.slide_digests(), held_out=method.health.digest)
 
     precision = str(numerics.dtype).removeprefix("torch.")
     student.to(device)

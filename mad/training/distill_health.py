@@ -50,6 +50,11 @@ class FieldSet:
     source: str
     kind: str
 
+    @property
+    def digest(self) -> str:
+        """Of its pixels."""
+        return hashlib.sha256(self.images.numpy().data).hexdigest()[:16]
+
 
 def choose_field_set(
     indexes: dict[str, Index],

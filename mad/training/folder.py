@@ -77,16 +77,19 @@ def prepare_folder(
     recipe: dict[str, Any],
     weights: str = ENCODER,
     slides: dict[str, str] | None = None,
+    held_out: str | None = None,
 ) -> None:
     """Make `folder` that of this run: what another finished one left is moved to `archive/`, never overwritten.
 
     Args:
         slides: a digest of each slide's samples, kept to tell later which of them changed.
+        held_out: that of the set of the health checks, kept to tell a run that resumes with another one.
 
     Raises:
         MadError: another run was stopped there midway; the text names what differs, and nothing was touched.
     """
-    known, present = folder / "identity.json", {**identity, "recipe": recipe} | ({"slides": slides} if slides else {})
+    told = {"slides": slides, "held_out": held_out}
+    known, present = folder / "identity.json", {**identity, "recipe": recipe} | {k: v for k, v in told.items() if v}
     former, checkpoints = read_json(known) if known.exists() else None, folder / "checkpoints"
     owned = (weights, *OWNED)
     is_anothers = not _same_run(former, identity) and any((folder / name).exists() for name in owned)
@@ -110,17 +113,22 @@ def prepare_folder(
                 (folder / name).rename(target / name)
         changed = _differences(former, present)
         log(f"{folder.name}: an earlier run differs in {changed}; it was moved to {target}, training starts anew")
+    elif saved and former and former.get("held_out", held_out) != held_out:
+        log(
+            f"{folder.name}: WARNING: its health checks look at other tiles from here: held-out slides, or runtime.health_samples, "
+            "have changed since; do not compare figures of before and after"
+        )
     write_json_if_changed(known, present)
     write_json_if_changed(folder / "recipe.json", recipe)
     checkpoints.mkdir(exist_ok=True)
 
 
 def _differences(former: dict[str, Any] | None, present: dict[str, Any]) -> str:
-    """Where two contents of identity.json differ, in words; recipe and slides count where both hold them."""
+    """Where two contents of identity.json differ, in words; what is no part of the identity counts where both hold it."""
     if former is None:
         return "identity.json is missing"
     one, other = (
-        {key: value for key, value in mine.items() if key not in ("recipe", "slides") or key in theirs}
+        {key: value for key, value in mine.items() if key not in ("recipe", "slides", "held_out") or key in theirs}
         for mine, theirs in ((former, present), (present, former))
     )
     lines = checkpoint.differences(one, other)

@@ -52,6 +52,13 @@ class HealthSet:
     tiles: Sequence[tuple[str, str]] = ()
     labels: Sequence[str | None] = ()
 
+    @property
+    def digest(self) -> str:
+        """Of its pixels."""
+        found = hashlib.sha256(self.parents.numpy().data)
+        found.update(self.children.numpy().data)
+        return found.hexdigest()[:16]
+
 
 def choose_health_set(indexes: dict[str, Index], tile_px: int, samples: int) -> HealthSet:
     """The pairs with the lowest hash of their parent's id, from the first split of `indexes` that has enough of them.

@@ -43,6 +43,11 @@ class HeldOut(Protocol):
         """That of the samples."""
         ...
 
+    @property
+    def digest(self) -> str:
+        """Tells another set from this one."""
+        ...
+
 
 class Method(Protocol):
     """All that differs between methods while a run trains; `student` and its moving `average` are networks of the method's own."""
