@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import heed_permissions
 
 from mad.config.training import RunConfig
 from mad.files import MadError
@@ -178,6 +179,25 @@ def test_reader_never_makes_up_pixels(results, tmp_path):
     (tmp_path / "shard" / index.rows["shard"][0]).unlink()
     with pytest.raises(MadError, match="cut this slide's shards again"):
         TileReader(index, fakes.TILE_PX).read(0)
+
+
+@pytest.mark.parametrize(
+    ("imported", "read"),
+    [
+        ("mad.training.index", f"TileReader(load_index(sys.argv[1], 'train', 4), {fakes.TILE_PX}).read(0)"),
+        ("mad.training.stream", "next(resampled({sys.argv[2]: 3}, 4, np.random.default_rng(0)))"),
+    ],
+)
+def test_a_tar_that_may_not_be_read_is_not_to_be_cut_again(results, tmp_path, imported, read):
+    shutil.copytree(results / "shard", tmp_path / "shard")
+    path = tmp_path / "shard" / load_index(tmp_path / "shard", "train", 4).rows["shard"][0]
+    path.chmod(0)
+    ask = f"import sys\nfrom {imported} import *\ntry: {read}\nexcept MadError as error: print(error)"
+    command = [sys.executable, "-c", ask, str(tmp_path / "shard"), str(path)]
+    done = subprocess.run(command, preexec_fn=heed_permissions, capture_output=True, text=True)
+    assert done.returncode == 0 and "Permission denied" in done.stdout + done.stderr, done.stderr
+    assert "mend its permissions" in done.stdout + done.stderr
+    assert "cut this slide" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("format", ["jpg", "png", "webp"])

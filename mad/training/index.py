@@ -148,6 +148,15 @@ def readable(data: bytes | memoryview) -> Image | None:
         return None
 
 
+def mend_tar(error: BaseException | None = None) -> str:
+    """What mends a tar that could not be read."""
+    return (
+        "mend its permissions"
+        if isinstance(error, PermissionError)
+        else "cut this slide's shards again with `mad shard`"
+    )
+
+
 def not_a_tile(where: str, image: Image | None, tile_px: int) -> MadError:
     """What to raise for another image than the table's, an unreadable one or one of another size; `where` names tar and tile."""
     found = (
@@ -155,7 +164,7 @@ def not_a_tile(where: str, image: Image | None, tile_px: int) -> MadError:
         if image is None
         else f"has {image.shape[1]} x {image.shape[0]} px"
     )
-    return MadError(f"{where} {found} (tile_px is {tile_px}); cut this slide's shards again with `mad shard`")
+    return MadError(f"{where} {found} (tile_px is {tile_px}); {mend_tar()}")
 
 
 class TileReader:
@@ -212,7 +221,7 @@ class TileReader:
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise MadError(f"{path}: {error.strerror}; cut this slide's shards again with `mad shard`") from None
+            raise MadError(f"{path}: {error.strerror}; {mend_tar(error)}") from None
         self._open[tar] = descriptor
         if len(self._open) > MAX_OPEN_TARS:
             os.close(self._open.popitem(last=False)[1])

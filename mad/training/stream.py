@@ -30,7 +30,7 @@ from mad.files import MadError
 from mad.progress import log
 from mad.tiles.pyramid import parse_tile_id, tile_id
 from mad.training.data import TrainingSet
-from mad.training.index import Index, not_a_tile, readable
+from mad.training.index import Index, mend_tar, not_a_tile, readable
 from mad.training.views import Image
 
 STREAM = 4  # beside the streams of order, views and masks
@@ -146,7 +146,7 @@ def resampled(urls: dict[str, int], children: int, rng: np.random.Generator) -> 
     Raises:
         MadError: no tar is left.
     """
-    left, warned, url, fault = list(urls), set[str](), "", ""
+    left, warned, url, fault, mend = list(urls), set[str](), "", "", ""
     while left:
         url, found = left[int(rng.integers(len(left)))], 0
         try:
@@ -154,14 +154,13 @@ def resampled(urls: dict[str, int], children: int, rng: np.random.Generator) -> 
                 if shown := draw(sample, children, rng):
                     found += 1
                     yield shown
+            mend = mend_tar()
             fault = "" if found >= urls[url] else f"it holds {found} of the {urls[url]} samples of its table"
         except (OSError, tarfile.TarError, ValueError) as error:
-            fault = str(error) if isinstance(error, OSError) else str(error.args[0])
+            fault, mend = str(error) if isinstance(error, OSError) else str(error.args[0]), mend_tar(error)
         if fault and url not in warned:
             warned.add(url)
-            log(
-                f"WARNING: {url}: {fault}; {found} samples of it are used. Cut this slide's shards again with `mad shard`"
-            )
+            log(f"WARNING: {url}: {fault}; {found} samples of it are used; {mend}")
         if not found:
             left.remove(url)
     raise MadError(
