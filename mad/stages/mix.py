@@ -54,7 +54,7 @@ def run(config: Config, name: str) -> None:
 
     Raises:
         MadError: there is no such mixer, its encoder has not embedded the cohort, or there is nothing to learn from.
-        SystemExit: with code 75 after SIGTERM or Ctrl-C, once a checkpoint is saved.
+        SystemExit: with code 75 after SIGTERM or Ctrl-C during the steps, once a checkpoint is saved.
     """
     entry, folder = config.mixer(name), Path(config.results) / "mix" / name
     audit = read_audit(Path(config.results) / "embed" / entry.encoder)

@@ -6,9 +6,10 @@ last, summary.json. Runs on one process, or on many under `torchrun` with the sa
 
 A run is known by its recipe, its data and the weights it starts from. The same run resumes; of another finished one the encoder,
 checkpoints and metrics are moved to `archive/` before the new run starts: trained weights are never overwritten. Over another
-one that was stopped midway no run starts: the error names what differs. On SIGTERM or Ctrl-C the stage saves a checkpoint and
-leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own, the launcher of `mad.training.launch`
-does not.
+one that was stopped midway no run starts: the error names what differs. On SIGTERM or Ctrl-C while it takes steps the stage saves
+a checkpoint and leaves with code 75 ("try again", sysexits.h); torchrun turns it into a code of its own, the launcher of
+`mad.training.launch` does not. Before the first step and after the last it leaves at once, upon SIGTERM with 143: what is saved
+stays, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def run(config: Config, name: str) -> None:
 
     Raises:
         MadError: there is no such run, nothing to train on, or training failed.
-        SystemExit: with code 75 after SIGTERM or Ctrl-C, once a checkpoint is saved.
+        SystemExit: with code 75 after SIGTERM or Ctrl-C during the steps, once a checkpoint is saved.
     """
     recipe = freeze_recipe(config, name)
     entry, folder = config.run(name), Path(config.results) / "train" / name

@@ -6,8 +6,8 @@ that the networks are given. With activation checkpointing the block that is bei
 batch's own pixels, a byte each, are there too. Of a sharded network a process counts its own part, and the two blocks or heads
 that are whole at a time. Over several passes the teacher's targets of all of them, [N, K] of views and masked patches, are
 counted too. Temporary tensors and what the allocator does not give back come on top: on a CPU glibc's heap keeps what is freed
-in pieces, and a process holds a fifth to a third more. MALLOC_MMAP_THRESHOLD_=500000 in the environment gives it back after every
-use; a step then takes twice the time and more, so it is not set here.
+in pieces, and a process holds a fifth to a third more; with `micro_batch` 69 % more was measured. MALLOC_MMAP_THRESHOLD_=500000 in
+the environment gives it back after every use; a step then takes twice the time and more, so it is not set here.
 """
 
 from __future__ import annotations
