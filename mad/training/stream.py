@@ -16,10 +16,12 @@ import shlex
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import webdataset as wds
 from torch.utils.data import get_worker_info
 from webdataset.tariterators import tarfile_samples
@@ -34,6 +36,7 @@ from mad.training.index import Index, mend_tar, not_a_tile, readable
 from mad.training.views import Image
 
 STREAM = 4  # beside the streams of order, views and masks
+TARS = 64  # whose digests are kept at hand: those that the buffers hold samples of
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,14 @@ class Member:
 
 
 class MemberReader:
-    """Decodes members of side `tile_px` whose bytes are those of their table: `digests` is keyed by tar and tile id."""
+    """Decodes members of side `tile_px` whose bytes are those of their table.
 
-    def __init__(self, tile_px: int, digests: dict[str, dict[str, str]]) -> None:
+    `places` tells the rows of each tar by its URL; their digests are looked up when its first tile comes.
+    """
+
+    def __init__(self, tile_px: int, rows: pd.DataFrame, places: dict[str, npt.NDArray[np.int64]]) -> None:
         self.tile_px = tile_px
-        self._digests = digests
+        self._digests = lru_cache(maxsize=TARS)(partial(_digests, rows, places))
 
     def read(self, member: Member) -> Image:
         """Its RGB pixels [tile_px, tile_px, 3].
@@ -59,7 +65,7 @@ class MemberReader:
         Raises:
             MadError: its bytes are not those of its table or no image, or the image's size differs.
         """
-        known = hashlib.sha256(member.data).hexdigest() == self._digests[member.url].get(member.tile_id)
+        known = hashlib.sha256(member.data).hexdigest() == self._digests(member.url).get(member.tile_id)
         image = readable(member.data) if known else None
         if image is None or image.shape != (self.tile_px, self.tile_px, 3):
             raise not_a_tile(f"{member.url}: tile {member.tile_id}", image, self.tile_px)
@@ -82,11 +88,10 @@ class StreamSet(TrainingSet):
     ) -> None:
         super().__init__(index, run, tile_px, local_px, seed, grid)
         self._base = run.runtime.shard_url or str(index.folder.resolve())
-        tars = index.rows[["tile_id", "sha256"]].groupby(index.rows["shard"].astype(str))
-        digests = {
-            shard_url(self._base, tar): dict(zip(own["tile_id"], own["sha256"], strict=True)) for tar, own in tars
-        }
-        self.reader = MemberReader(tile_px, digests)
+        tars = index.rows.groupby("shard").indices
+        self.reader = MemberReader(
+            tile_px, index.rows, {shard_url(self._base, str(tar)): rows for tar, rows in tars.items()}
+        )
         self._shards = {kind: shard_sizes(index, kind) for kind in self.weights}
         self._open: dict[str, Iterator[list[Member]]] = {}
         self._begun = (0, 0)
@@ -121,6 +126,12 @@ class StreamSet(TrainingSet):
         return iter(
             wds.DataPipeline(partial(resampled, urls, children, rng), wds.shuffle(size, initial=size, rng=picks))
         )
+
+
+def _digests(rows: pd.DataFrame, places: dict[str, npt.NDArray[np.int64]], url: str) -> dict[str, str]:
+    """SHA-256 of a tar's tiles by their ids."""
+    own = rows[["tile_id", "sha256"]].iloc[places[url]]
+    return dict(zip(own["tile_id"], own["sha256"], strict=True))
 
 
 def shard_sizes(index: Index, kind: str) -> dict[str, int]:
