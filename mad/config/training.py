@@ -21,7 +21,7 @@ from mad.config.weights import weights_file
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Deviation = Annotated[float, Field(gt=0)]
-TAKEN = {"global_pool": "backbone.pooling", "num_classes": "the method", "pretrained": "init"}
+TAKEN = {"global_pool": "backbone.pooling", "pretrained": "init"}
 """Arguments of timm's that other keys decide."""
 
 
