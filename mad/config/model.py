@@ -234,9 +234,7 @@ class Config(Section):
         if not value:
             raise ValueError("is empty, so that everything would be written to /; name a folder, as in results/mine")
         if special := sorted(set(re.findall(r"""[\s"'`$&|;<>()*?{}~\\]""", value))):
-            raise ValueError(
-                f"holds {special}, which the commands of the workflow cannot write into; name another folder"
-            )
+            raise ValueError(f"holds {special}, which commands of the workflow cannot write into; name another folder")
         return value
 
     @model_validator(mode="after")
