@@ -29,7 +29,7 @@ from mad.training.stream import StreamSet
 from mad.training.views import Views
 
 
-def plain_pair(parent, children, config, rng, tiles):
+def plain_pair(parent, children, config, rng, tiles, cells):
     """`views.pair_views` without making views."""
     return Views("pair", [parent], children, [], tiles)
 
