@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mad.config.model import TileConfig
+from mad.config.model import TileConfig, TissueConfig
 from mad.slides.tissue import tissue_mask
 from mad.tiles.aligned import AlignedSlide, Footprint, open_aligned
 
@@ -54,7 +54,7 @@ def ratios(slide: AlignedSlide, level: int):  # type: ignore[no-untyped-def]
                     continue
                 parent = pixels.tile(index)
                 mpp = slide.plan.mpp * slide.plan.levels[level].downsample
-                if parent is None or tissue_mask(parent, mpp=mpp).mean() < 0.5:
+                if parent is None or tissue_mask(parent, mpp=mpp, options=TissueConfig()).mean() < 0.5:
                     continue
                 tiles = [pixels.tile(child) for child in slide.grid.ladder.children(index)]
                 if any(tile is None for tile in tiles):
