@@ -42,6 +42,7 @@ from PIL import Image
 from mad.config import Config
 from mad.files import read_parquet, write_json, write_parquet
 from mad.slides.readers import TiffReader, open_slide
+from mad.slides.scale import read_scale
 from mad.slides.sheet import cohort_rows
 from mad.stages import sample, shard, tile
 from mad.tiles.aligned import open_aligned
@@ -276,7 +277,7 @@ def repeat_tiles(source: Path, target: Path, *, across: int, down: int) -> tuple
     """A pyramidal TIFF of copies of another's compressed tiles, side by side; its width and height in px."""
     with open_slide(source) as reader, tifffile.TiffWriter(target, bigtiff=True) as out:
         assert isinstance(reader, TiffReader)
-        mpp = float(reader.properties["openslide.mpp-x"])
+        mpp = read_scale(reader.properties, None, str(source)).mpp
         for level, page in enumerate(stored.page for stored in reader.levels):
             if page.imagewidth % page.tilewidth or page.imagelength % page.tilelength:
                 raise SystemExit(f"{source}: level {level} is no whole number of tiles")
