@@ -341,7 +341,7 @@ def large(shape: tuple[int, int], arguments: argparse.Namespace) -> None:
         cohort = Cohort(np.load(path, mmap_mode="r"))
         ours, copies = Ours(cohort, arguments.device, arguments.queries), copies_of(cohort)
         print(f"{shape[0]} x {shape[1]} memory-mapped, {arguments.threads} threads, {arguments.device}")
-        clusters = np.empty(0, np.int64)
+        clusters = cohort.codes  # until K-Means has run
         steps: dict[str, Callable[[], Any]] = {
             "K-Means, 20 starts": ours.kmeans, "Davies-Bouldin x 2": lambda: ours.dbi(clusters),
             "AMI": lambda: ours.ami(clusters), "PCA": ours.pca, "probe, 5 strengths": ours.probe,
