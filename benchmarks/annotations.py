@@ -1,11 +1,12 @@
 """Reading and rasterising label masks, and 100,000 cells as QuPath GeoJSON and ImageScope XML, against loops over them.
 
-    python benchmarks/annotations.py [--polygons 100000] [--repeats 3]
+    python benchmarks/annotations.py [--polygons 100000] [--repeats 3] [--size 40000 30000]
 
-The slide has 40,000 x 30,000 px at 0.25 um/px, a cell some 20 vertices, the class raster 2 um per cell. The rasters are timed
+The slide has `--size` px at 0.25 um/px, a cell some 20 vertices, the class raster 2 um per cell. The rasters are timed
 in one process, alternating: ours (exact: the class at a cell's centre), `cv2.fillPoly` per polygon (which also paints the
 border), `skimage.draw.polygon` per polygon. Prints medians, polygons per second, the ratios, and in how many raster cells
-each differs from ours. Masks have one pixel per pixel of the slide, 1.2 GB; printed is by how much they raise the peak of memory.
+each differs from ours. Masks have one pixel per pixel of the slide, 1.2 GB unless `--size` says otherwise; printed is by how
+much they raise the peak of memory.
 """
 
 import argparse
@@ -28,16 +29,14 @@ from mad.slides.annotations import Region, open_mask, read_annotation
 from mad.tiles.labels import NO_CLASS, class_raster, mask_raster, raster_shape
 from mad.tiles.pyramid import Grid, Ladder
 
-WIDTH, HEIGHT = 40_000, 30_000
 CLASSES = ["Tumour", "Stroma", "Lymphocyte"]
-GRID = Grid(Ladder((2.5, 10.0, 40.0)), 224.0, WIDTH, HEIGHT)
 CELLS = 28
 
 
-def cell_outlines(num_polygons: int, num_vertices: int = 20) -> np.ndarray:
+def cell_outlines(grid: Grid, num_polygons: int, num_vertices: int = 20) -> np.ndarray:
     """Round cells of 4 to 8 um radius: level-0 px, [polygons, vertices, 2]."""
     rng = np.random.default_rng(0)
-    centre = rng.uniform((100, 100), (WIDTH - 100, HEIGHT - 100), (num_polygons, 1, 2))
+    centre = rng.uniform((100, 100), (grid.width - 100, grid.height - 100), (num_polygons, 1, 2))
     angle = np.linspace(0, 2 * np.pi, num_vertices, endpoint=False)
     radius = rng.uniform(16, 32, (num_polygons, 1, 1)) * rng.uniform(0.9, 1.1, (num_polygons, num_vertices, 1))
     return np.round(centre + radius * np.stack([np.cos(angle), np.sin(angle)], axis=-1), 2)
@@ -67,14 +66,14 @@ def write_imagescope(path: Path, outlines: np.ndarray) -> None:
         file.write("</Annotations>")
 
 
-def loop(regions: Sequence[Region], draw: Callable[[np.ndarray, np.ndarray, int], None]) -> np.ndarray:
+def loop(regions: Sequence[Region], grid: Grid, draw: Callable[[np.ndarray, np.ndarray, int], None]) -> np.ndarray:
     """The class raster polygon by polygon; `draw` gets vertices in raster cells, centres at whole numbers."""
-    raster = np.full(raster_shape(GRID, CELLS), NO_CLASS, np.uint8)
+    raster = np.full(raster_shape(grid, CELLS), NO_CLASS, np.uint8)
     for number in reversed(range(len(CLASSES))):
         for region in regions:
             if region.name == CLASSES[number]:
                 for polygon in shapely.get_parts(region.geometry):
-                    draw(raster, shapely.get_coordinates(polygon) * CELLS / GRID.finest_px - 0.5, number)
+                    draw(raster, shapely.get_coordinates(polygon) * CELLS / grid.finest_px - 0.5, number)
     return raster
 
 
@@ -93,8 +92,8 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def time_masks(folder: Path) -> None:
-    small = np.random.default_rng(0).integers(0, 4, (HEIGHT // 500, WIDTH // 500)).astype(np.uint8)
+def time_masks(folder: Path, grid: Grid) -> None:
+    small = np.random.default_rng(0).integers(0, 4, (grid.height // 500, grid.width // 500)).astype(np.uint8)
     image = pyvips.Image.new_from_array(small).zoom(500, 500)
     image.tiffsave(str(folder / "tiled.tif"), tile=True, tile_width=512, tile_height=512, compression="deflate")
     image.tiffsave(str(folder / "bare.tif"))
@@ -104,11 +103,13 @@ def time_masks(folder: Path) -> None:
     for name in ("tiled.tif", "bare.tif", "grey.png"):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         taken = seconds(
-            lambda name=name: mask_raster(open_mask(folder / name, (WIDTH, HEIGHT)), values, CLASSES, GRID, CELLS)
+            lambda name=name: mask_raster(
+                open_mask(folder / name, (grid.width, grid.height)), values, CLASSES, grid, CELLS
+            )
         )
         more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         print(
-            f"mask {name:14} {taken:6.2f} s  {WIDTH * HEIGHT / taken / 1e6:9,.0f} Mpx/s       peak memory +{more:.0f} MiB"
+            f"mask {name:14} {taken:6.2f} s  {grid.width * grid.height / taken / 1e6:9,.0f} Mpx/s       peak memory +{more:.0f} MiB"
         )
 
 
@@ -116,10 +117,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--polygons", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--size", type=int, nargs=2, default=(40_000, 30_000), help="of the slide, multiples of 500 px")
     args = parser.parse_args()
+    grid = Grid(Ladder((2.5, 10.0, 40.0)), 224.0, *args.size)
     with tempfile.TemporaryDirectory() as folder:
-        time_masks(Path(folder))
-    outlines = cell_outlines(args.polygons)
+        time_masks(Path(folder), grid)
+    outlines = cell_outlines(grid, args.polygons)
     with tempfile.TemporaryDirectory() as folder:
         plain, packed, markup = (Path(folder) / name for name in ("a.geojson", "a.geojson.gz", "a.xml"))
         write_geojson(plain, outlines)
@@ -131,9 +134,9 @@ def main() -> None:
             print(f"read {path.name:14} {median:6.2f} s  {args.polygons / median:9,.0f} polygons/s  {size:.0f} MB")
         regions = read_annotation(plain).regions
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "mad": lambda: class_raster(regions, CLASSES, GRID, CELLS),
-        "cv2 loop": lambda: loop(regions, draw_cv2),
-        "skimage loop": lambda: loop(regions, draw_skimage),
+        "mad": lambda: class_raster(regions, CLASSES, grid, CELLS),
+        "cv2 loop": lambda: loop(regions, grid, draw_cv2),
+        "skimage loop": lambda: loop(regions, grid, draw_skimage),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.repeats):

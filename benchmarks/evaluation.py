@@ -1,6 +1,6 @@
 """The evaluation's computations at size against scikit-learn's straightforward calls: seconds, ratios, equal numbers.
 
-    python benchmarks/evaluation.py [--tiles 100000] [--dim 768] [--threads 2] [--repeats 3]
+    python benchmarks/evaluation.py [--tiles 100000] [--dim 768] [--threads 2] [--repeats 3] [--probe-steps 12500]
     python benchmarks/evaluation.py --large [--tiles 1100000] [--dim 1536] [--folder FOLDER]      time and memory, `mad` alone
 
 Embeddings are random: five classes, a hundred patients with an offset each, 64 directions of falling variance in which a
@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, help="768, or 1536 with --large")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--probe-steps", type=int, default=CONFIG.probe_steps, help="of the paper's probe")
     parser.add_argument("--large", action="store_true", help="`mad` alone, on memory-mapped embeddings")
     parser.add_argument("--folder", type=Path, help="where --large keeps the embeddings")
     parser.add_argument("--queries", type=int, help="test tiles of k-NN under --large; not given: all of them")
@@ -312,7 +313,7 @@ def paper(cohort: Cohort, arguments: argparse.Namespace) -> NDArray[np.float64]:
         codes,
         num_classes=CLASSES,
         seeds=list(range(CONFIG.runs)),
-        steps=CONFIG.probe_steps,
+        steps=arguments.probe_steps,
         device=arguments.device,
     )
     middle = clocks()
@@ -320,7 +321,7 @@ def paper(cohort: Cohort, arguments: argparse.Namespace) -> NDArray[np.float64]:
     for _ in range(CONFIG.runs):
         layer = torch.nn.Linear(rows.shape[1], CLASSES)
         optimiser = torch.optim.Adam(layer.parameters(), lr=CONFIG.probe_lr)
-        for _ in range(CONFIG.probe_steps):
+        for _ in range(arguments.probe_steps):
             index = torch.randint(len(codes), (CONFIG.probe_batch,))
             optimiser.zero_grad()
             torch.nn.functional.cross_entropy(layer(data[index]), target[index]).backward()

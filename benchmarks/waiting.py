@@ -1,6 +1,6 @@
 """Waiting OpenMP threads that spin (the default of GNU OpenMP) against ones that sleep (as `mad` sets it), alone and beside others.
 
-    python benchmarks/waiting.py [--threads 2] [--rounds 3]
+    python benchmarks/waiting.py [--threads 2] [--rounds 3] [--steps 1500]
 
 The work is that of a probe: small products, one after the other, each shared by all threads. `others` processes that never wait
 run beside it. Each side is a process of its own, as the setting is read when torch is loaded; the sides alternate. Medians of wall
@@ -15,21 +15,23 @@ import sys
 from contextlib import ExitStack
 
 WORK = """
-import time, torch
+import sys, time, torch
 x, w = torch.randn(8450, 192), torch.randn(192, 5)
 wall, own = time.perf_counter(), time.process_time()
-for _ in range(1500):
+for _ in range(int(sys.argv[1])):
     w = w - 1e-6 * (x.T @ torch.softmax(x @ w, 1))
 print(time.perf_counter() - wall, time.process_time() - own)
 """
 SIDES = {"spinning": "", "sleeping": "PASSIVE"}
 
 
-def seconds(policy: str, threads: int) -> tuple[float, float]:
+def seconds(policy: str, threads: int, steps: int) -> tuple[float, float]:
     """Wall time and processor time of the work."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {"OMP_NUM_THREADS": str(threads)} | ({"OMP_WAIT_POLICY": policy} if policy else {})
-    run = subprocess.run([sys.executable, "-c", WORK], env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", WORK, str(steps)], env=environment, capture_output=True, text=True, check=True
+    )
     wall, own = map(float, run.stdout.split())
     return wall, own
 
@@ -38,8 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1500, help="products of the work")
     args = parser.parse_args()
-    for others in (0, 1, args.threads):
+    for others in sorted({0, 1, args.threads}):
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in SIDES}
         with ExitStack() as stack:
             for _ in range(others):
@@ -47,7 +50,7 @@ def main() -> None:
                 stack.callback(busy.kill)
             for _ in range(args.rounds):
                 for name, policy in SIDES.items():
-                    found[name].append(seconds(policy, args.threads))
+                    found[name].append(seconds(policy, args.threads, args.steps))
         medians = {
             name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in found.items()
         }
