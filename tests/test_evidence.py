@@ -27,6 +27,8 @@ from mad.files import MadError, read_json, read_parquet, write_parquet
 from mad.metrics.confusion import confusion_matrix
 from mad.metrics.cosine import unit
 from mad.metrics.rankme import rankme
+from mad.reporting.evidence import evidence_table
+from mad.reporting.tables import NOT_RANKED
 from mad.slides.sheet import cohort_rows
 from mad.stages import evaluate
 from mad.stages import evidence as stage
@@ -421,6 +423,27 @@ def test_table_prints_the_json(written: Path) -> None:
     assert f"{part['mean']:.3f} ± {part['std']:.3f} [{low:.3f}, {high:.3f}]" in text
     assert "## Sound probe: difference to dino" in text and "50 resamples of the test patients" in text
     assert "mad: 3, dino: 2, colour: 1" in text and "nan" not in text.lower() and "NOT evaluated" not in text
+
+
+def test_consistency_and_agreement_have_no_best(written: Path) -> None:
+    head: list[str] | None = None
+    bold: dict[str, int] = {}
+    text = (written / "tables" / "evidence.md").read_text()
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else None
+        head = None if cells is None else head or cells
+        for name, cell in zip(head or [], cells or [], strict=True):
+            bold[name] = bold.get(name, 0) + cell.startswith("**")
+    ranked = {name for name in bold if bold[name]}
+    assert "10x mIoU" in ranked and not [name for name in ranked if "onsistency" in name or name.endswith(" (%)")]
+    assert len([name for name in bold if name.startswith("Consistency (%)")]) == 3 and "Sound probe (%)" in bold
+    assert f"- {NOT_RANKED}" in text.splitlines() and "- Test patients: 6." in text.splitlines()
+
+
+def test_patients_are_told_by_protocol_where_they_differ(written: Path) -> None:
+    found = json.loads((written / "evidence.json").read_text())
+    found["patients"] = {"consistency": 5, "transfer": 6, "classification": 0}
+    assert "Test patients: 5 (consistency), 6 (transfer)." in evidence_table(found).notes
 
 
 def test_every_printed_number_exists_and_the_picture_is_drawn(written: Path) -> None:

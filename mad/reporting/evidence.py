@@ -14,6 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from mad.evaluation.by_patient import SPACES
 from mad.files import Pathlike, atomic_path
 from mad.reporting.table import Block, Cell, Column, Row, Table
+from mad.reporting.tables import NOT_RANKED
 
 BASELINE, METHOD, UNTRAINED = "#d55e00", "#0072b2", "#7f7f7f"  # apart for every kind of colour vision (Okabe & Ito)
 STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 8, "axes.linewidth": 0.6, "savefig.facecolor": "white"}
@@ -66,10 +67,10 @@ def blocks(transition: tuple[float, float]) -> list[Block]:
             for suffix, header in (("", ""), ("_matched", ", matched"), ("_coral", ", CORAL")):
                 key = f"{probe}{suffix} {variant}"
                 columns.append(column(f"{key} fine mean_iou", f"{fine} mIoU{header}"))
-                columns.append(column(f"{key} consistency", f"Consistency (%){header}", digits=1))
+                columns.append(column(f"{key} consistency", f"Consistency (%){header}", None, digits=1))
             parts.append(Block(title=f"{name}{apart}", columns=columns))
     agreement = [
-        column(f"{probe} agreement", f"{header} (%)", digits=1)
+        column(f"{probe} agreement", f"{header} (%)", None, digits=1)
         for probe, header in (("paper", "Paper's probe"), ("sound", "Sound probe"), ("sound_matched", "Sound, matched"))
     ]
     return [*parts, Block(title="Prediction agreement of child and parent", columns=agreement)]
@@ -234,6 +235,11 @@ def _notes(found: dict[str, Any]) -> list[str]:
     counts = {group: len(encoders) for group, encoders in found["groups"].items()}
     notes = list(found["notes"])
     notes.append(f"Mean ± standard deviation over seeds ({', '.join(f'{g}: {n}' for g, n in counts.items())}).")
+    patients = {protocol: number for protocol, number in found["patients"].items() if number}
+    if len(set(patients.values())) == 1:
+        notes.append(f"Test patients: {next(iter(patients.values()))}.")
+    elif patients:
+        notes.append(f"Test patients: {', '.join(f'{number} ({protocol})' for protocol, number in patients.items())}.")
     reasons = {reason for reason in found["reason"].values() if reason}
     if found["resamples"] and any(reason is None for reason in found["reason"].values()):
         notes.append(
@@ -246,4 +252,6 @@ def _notes(found: dict[str, Any]) -> list[str]:
         "matched, CORAL: fine embeddings given the coarse mean and deviation, or mean and covariance, from unlabelled training "
         "tiles. S_neg and Δ_hier: negatives of the parent's class. Other numbers of the two probes: transfer.json."
     )
+    if any(column.key.endswith(("consistency", "agreement")) for block in _present(found) for column in block.columns):
+        notes.append(NOT_RANKED)
     return notes
