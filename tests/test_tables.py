@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import io
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -79,6 +81,86 @@ def test_latex_has_a_booktabs_table_per_block_and_no_raw_signs() -> None:
     for line in text.splitlines():  # as many cells in each line as the table has columns
         if line.endswith(r"\\") and "multicolumn" not in line:
             assert line.replace(r"\&", "").count("&") == 2, line
+
+
+ODD = [
+    "A|B",
+    "<b>x</b>",
+    "50% *gray*",
+    "`code`",
+    "_in_ a_b",
+    "[link](http://x)",
+    r"Tumour \* stroma",
+    "CD3+ <5%",
+    "&lt;",
+    '"q"',
+]
+
+
+def test_markdown_prints_names_letter_for_letter() -> None:
+    """As CommonMark with tables and as Python-Markdown (MkDocs) show it: names are text, in cells, headings and notes."""
+    commonmark, mkdocs = pytest.importorskip("markdown_it"), pytest.importorskip("markdown")
+    columns = [Column(key=name, header=name) for name in ODD]
+    rows = [Row(name=name, cells={ODD[0]: Cell(value=name)}) for name in ODD]
+    notes = [f"{name}: not tested, see `split_by`." for name in ODD]
+    table = Table(name="t", title=ODD[1], blocks=[Block(title=ODD[2], columns=columns)], rows=rows, notes=notes[:3])
+    tokens = commonmark.MarkdownIt("commonmark").enable("table").parse(table.markdown())
+    inline = [token for token in tokens if token.type == "inline"]
+    kinds = {child.type for token in inline for child in token.children}
+    assert kinds <= {"text", "text_special", "code_inline"}
+    shown = ["".join(child.content for child in token.children) for token in inline]
+    assert shown[:2] == [ODD[1], ODD[2]]
+    cells = shown[2:-3]
+    assert cells[: len(ODD) + 1] == ["Encoder", *ODD]
+    assert cells[len(ODD) + 1 :: len(ODD) + 1] == cells[len(ODD) + 2 :: len(ODD) + 1] == ODD
+    assert shown[-3:] == [note.replace("`", "") for note in notes[:3]]
+    page = mkdocs.markdown(table.markdown(), extensions=["tables"])
+    assert set(re.findall(r"<(\w+)", page)) == {
+        "h1",
+        "h2",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "ul",
+        "li",
+        "code",
+    }
+    assert [html.unescape(text) for text in re.findall(r"<t[hd][^>]*>(.*)</t[hd]>", page)] == cells
+
+
+def test_ordinary_names_stay_readable_in_the_source() -> None:
+    names = [
+        "mad_global",
+        "tri-s0",
+        "S_pos ↑",
+        "Δ_hier",
+        "k-NN F1 (↑)",
+        "0.50 ± 0.01 [1.0, 2.5]",
+        "p < .05",
+        "100 * a / b",
+    ]
+    rows = [Row(name=name, cells={"up": Cell(value=name)}) for name in names]
+    block = Block(title="B", columns=[Column(key="up", header="Up")])
+    lines = Table(name="t", title="T", blocks=[block], rows=rows).markdown().splitlines()
+    assert {f"| {name} | {name} |" for name in names} <= set(lines)
+
+
+def test_latex_has_its_notes_under_every_block_and_no_signs_that_its_first_font_lacks() -> None:
+    table = small_table()
+    names = [Row(name='<b> | "q" `c` >', cells={"up": Cell(value=0.1)})]
+    text = replace(table, rows=[*table.rows, *names], blocks=table.blocks * 2, notes=["50 % <of> `a_b`"]).latex()
+    assert r"\textless{}b\textgreater{} \textbar{} \texttt{\char34}q\texttt{\char34} \textasciigrave{}c" in text
+    for block in text.split(r"\begin{table}")[1:]:
+        under = block.split(r"\end{tabular}")[1]
+        assert (
+            r"\par 50 \% \textless{}of\textgreater{} a\_b" in under and r"\par d: not applicable: no labels." in under
+        )
+        assert under.count("{") == under.count("}") and r"\footnotesize" in under
+    assert not set('<>|"`') & set(text)
+    assert r"\parbox" not in replace(table, rows=table.rows[:1], notes=[]).latex()
 
 
 def shard_rows() -> pd.DataFrame:

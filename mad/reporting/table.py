@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -94,9 +95,9 @@ class Table:
 
     def markdown(self) -> str:
         """Blocks as Markdown tables, the paper's rows apart, then the notes."""
-        parts = [f"# {self.title}"]
+        parts = [f"# {_plain(self.title)}"]
         for block in self.blocks:
-            parts += [f"## {block.title}", _grid(self.row_header, block, self.rows, bold=True)]
+            parts += [f"## {_plain(block.title)}", _grid(self.row_header, block, self.rows, bold=True)]
             if printed := self.printed(block):
                 filled = [column for column in block.columns if any(column.key in row.cells for row in printed)]
                 parts += [
@@ -104,13 +105,14 @@ class Table:
                     _grid("Model", Block(title="", columns=filled), printed, bold=False),
                 ]
             parts.append(sources(block))
-        absent = [f"{row.name}{'' if row.is_empty else ' is absent'}: {row.absent}." for row in self.rows if row.absent]
-        parts.append("\n".join(f"- {note}" for note in self.notes + absent))
+        parts.append("\n".join(f"- {_plain(note, code=True)}" for note in self.remarks))
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def latex(self) -> str:
-        r"""One booktabs `table` per block (`\usepackage{booktabs}`): our rows, best in bold, then the paper's, marked as such."""
+        r"""One booktabs `table` per block (`\usepackage{booktabs}`): our rows, best in bold, the paper's apart, the notes."""
         parts = [f"% {self.title}"]
+        notes = [rf"\par {_escape(note.replace('`', ''))}" for note in self.remarks]
+        under = ["", r"\medskip", r"\parbox{\linewidth}{\raggedright\footnotesize", *notes, "}"] if notes else []
         for number, block in enumerate(self.blocks):
             best = best_cells(block, self.rows)
             width = len(block.columns) + 1
@@ -130,11 +132,18 @@ class Table:
                         rf"\begin{{tabular}}{{l{'r' * len(block.columns)}}}",
                         *lines,
                         r"\end{tabular}",
+                        *under,
                         r"\end{table}",
                     ]
                 )
             )
         return "\n\n".join(parts) + "\n"
+
+    @property
+    def remarks(self) -> list[str]:
+        """The notes, then why rows have no numbers."""
+        absent = [f"{row.name}{'' if row.is_empty else ' is absent'}: {row.absent}." for row in self.rows if row.absent]
+        return self.notes + absent
 
     def printed(self, block: Block) -> list[Row]:
         """The paper's rows that have a number in a block."""
@@ -143,13 +152,29 @@ class Table:
 
 def _grid(row_header: str, block: Block, rows: list[Row], *, bold: bool) -> str:
     best = best_cells(block, rows) if bold else set()
-    lines = [[row_header, *(column.header for column in block.columns)]]
+    lines = [[_plain(text) for text in (row_header, *(column.header for column in block.columns))]]
     lines.append(["---", *["---:"] * len(block.columns)])
     for row in rows:
-        texts = [cell_text(row, column) for column in block.columns]
+        texts = [_plain(cell_text(row, column)) for column in block.columns]
         marked = [f"**{t}**" if (row.name, c.key) in best else t for t, c in zip(texts, block.columns, strict=True)]
-        lines.append([row.name, *marked])
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        lines.append([_plain(row.name), *marked])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+MARKUP = re.compile(
+    r"\\(?=[^\w\s])|[`|]|\*(?=\S)|(?<=\S)\*|<(?=[a-z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(", re.IGNORECASE
+)
+"""What Markdown would not print as it stands; an underscore inside a word, an asterisk between blanks it prints."""
+
+
+def _plain(text: str, *, code: bool = False) -> str:
+    """A text that Markdown prints letter for letter, but for its `code` where it may have some."""
+    parts = re.split(r"(`[^`]+`)", text) if code else [text]
+    return "".join(part if number % 2 else MARKUP.sub(_escaped, part) for number, part in enumerate(parts))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return {"<": "&lt;", "&": "&amp;"}.get(found[0], f"\\{found[0]}")
 
 
 def cell_text(row: Row, column: Column) -> str:
@@ -210,6 +235,7 @@ TEX = str.maketrans(
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\rightarrow$", "↑": r"$\uparrow$",
         "↓": r"$\downarrow$", "Δ": r"$\Delta$", "×": r"$\times$", "–": "--", "…": r"\ldots{}", "[": "{[}", "]": "{]}",
+        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}", '"': r"\texttt{\char34}",
     }
 )  # fmt: skip
 

@@ -19,8 +19,7 @@ def table_page(table: Table) -> str:
         blocks.append(
             {"title": block.title, "heads": heads, "lines": lines, "published": printed, "sources": sources(block)}
         )
-    absent = [f"{row.name}: {row.absent}" for row in table.rows if row.absent]
-    return render("table.html", table=table, blocks=blocks, absent=absent)
+    return render("table.html", table=table, blocks=blocks)
 
 
 def _line(row: Row, columns: list[Column], best: set[str]) -> dict[str, Any]:
