@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -151,6 +152,58 @@ def test_every_number_is_found_in_its_json(whole: Path, name: str) -> None:
     assert why in text and "± nan" not in text
 
 
+def test_notes_tell_whose_they_are(whole: Path) -> None:
+    """What all encoders tell is told once; of what some tell, the notes say of whom it is."""
+    encoders = ["mad", "shifted", "other"]
+    found = report.read_reports(whole, ["mad", "shifted"])
+    found["other"] = copy.deepcopy(found["mad"])
+    classes = found["mad"]["classification"]["classes"]
+    before = table3(encoders, found, classes).notes
+    assert not [note for note in before if note.startswith(("mad", "shifted", "other", "all but", "NOT"))]
+    assert len(before) == len(set(before))
+    changed = copy.deepcopy(found)
+    mine = changed["shifted"]["classification"]
+    mine["sound"]["chosen_by"] = mine["sound"]["chosen_by"] + "; stopped before their optimum: 1e-05"
+    mine["dropped"]["without embedding"], mine["sources"]["data_digest"], mine["probe"]["steps"] = 3000, "x", 50
+    notes = table3(encoders, changed, classes).notes
+    for note in (
+        "shifted: Sound probes stopped before their optimum: 1e-05.",
+        "shifted: 3,000 tiles without embedding are left out.",
+        "NOT evaluated on the same tiles, run `mad evaluate` for all of them again: mad, other; shifted.",
+        "all but shifted: The paper's probe: Adam 0.01, batch 64, 300 steps (unpublished; ours).",
+        "shifted: The paper's probe: Adam 0.01, batch 64, 50 steps (unpublished; ours).",
+    ):
+        assert note in notes, note
+    assert len(notes) == len(before) + 4
+
+
+def test_half_a_row_has_a_reason(whole: Path) -> None:
+    """An encoder without one of a table's protocols, be it the first, is told; what others have of it is printed."""
+    encoders = ["mad", "shifted", "absent"]
+    found = report.read_reports(whole, encoders)
+    lacking = {"status": "not applicable", "reason": "one magnification"}
+    columns = found["mad"]["sites"]["columns"]
+    changed = copy.deepcopy(found)
+    del changed["mad"]["clustering"]
+    changed["mad"]["magnification"] = lacking
+    changed["mad"]["consistency"]["transitivity"] = lacking | {"bootstrap": None}
+    del changed["mad"]["sites"]["columns"]["site"]["groups"]["A"]
+    classes = found["mad"]["classification"]["classes"]
+    expected = {
+        "mad: No clustering: clustering.json does not exist.": lambda reports: table3(encoders, reports, classes),
+        "mad: No magnification: not applicable: one magnification.": lambda reports: scale_table(encoders, reports),
+        "mad: No transitivity: one magnification.": lambda reports: table4(encoders, reports),
+        "mad: site A: not tested, no labelled tiles.": lambda reports: site_table(encoders, reports),
+    }
+    assert columns["site"]["groups"]["A"]["reason"] is None
+    for note, table in expected.items():
+        whole_table, half = table(found), table(changed)
+        assert note in half.notes and note not in whole_table.notes
+        assert [block.title for block in half.blocks] == [block.title for block in whole_table.blocks], note
+    nobody = {encoder: {"classification": parts["classification"]} for encoder, parts in found.items() if parts}
+    assert "No clustering: clustering.json does not exist." in table3(encoders, nobody | {"absent": {}}, classes).notes
+
+
 def test_intervals_are_printed_for_everything_but_what_cannot_have_one(tmp_path: Path) -> None:
     fake_results(
         tmp_path,
@@ -264,8 +317,12 @@ def test_no_validation_patients(tmp_path: Path) -> None:
 
 def test_block_split_is_said_on_every_table(tmp_path: Path) -> None:
     one(tmp_path, split_by="block")
-    for number in (2, 3, 4, 5):
-        assert "Not patient-held-out" in (tmp_path / "report" / "tables" / f"table{number}.md").read_text()
+    for name in ("table2", "table3", "table4", "table5", "scales", "maps"):
+        for suffix in ("md", "tex", "html"):
+            text = (tmp_path / "report" / "tables" / f"{name}.{suffix}").read_text()
+            assert "Not patient-held-out" in text, (name, suffix)
+            if suffix == "tex":  # a block by itself, too
+                assert text.count("Not patient-held-out") == text.count(r"\end{tabular}") > 0
 
 
 def test_missing_slide_and_tiles_are_counted_and_broken_numbers_refused(tmp_path: Path) -> None:
@@ -280,6 +337,9 @@ def test_missing_slide_and_tiles_are_counted_and_broken_numbers_refused(tmp_path
     evaluate.run(config, "mad")
     assert read(tmp_path)["classification"]["dropped"] == {"without embedding": 1}
     assert read(tmp_path)["classification"]["patients"]["train"] == 2
+    reports = report.read_reports(tmp_path, ["mad"])
+    for made in (table3(["mad"], reports, []), table4(["mad"], reports), table5(["mad"], reports)):
+        assert "1 tiles without embedding are left out." in made.notes
     for broken, more in (([3], ""), ([3, 7], r" \(and of 1 more\)")):
         features[broken] = np.nan if more else np.inf
         np.save(embed / "S01.npy", features[:-1])

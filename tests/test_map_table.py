@@ -14,14 +14,18 @@ def line(slide: str, score: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def report(*lines: dict[str, Any]) -> dict[str, Any]:
-    return {"segmentation": {"status": "ok", "split_by": "patient", "rules": {}, "maps": list(lines)}}
+def report(*lines: dict[str, Any], bare: tuple[str, ...] = ()) -> dict[str, Any]:
+    maps = {"status": "ok", "split_by": "patient", "rules": {}, "maps": list(lines), "without_embeddings": list(bare)}
+    return {"segmentation": maps | {"sources": {"data_digest": "d"}}}
 
 
 def test_sources_name_the_map_of_every_encoder() -> None:
-    table = map_table(["a", "b"], {"a": report(line("S1", 0.1), line("S2", 0.2)), "b": report(line("S2", 0.3))})
+    table = map_table(
+        ["a", "b"], {"a": report(line("S1", 0.1), line("S2", 0.2)), "b": report(line("S2", 0.3), bare=("S1",))}
+    )
     first, second = table.blocks
     assert [column.source[:3] for column in first.columns] == [("segmentation", "maps", "0")] * 6
     assert [column.source[:3] for column in second.columns] == [("segmentation", "maps", "0 or 1")] * 6
     assert "`maps/0 or 1/pixel/mean_dice`" in table.markdown()
     assert [row.cells["S2 10x iou"].value for row in table.rows] == [0.2, 0.3]
+    assert table.notes == ["b: Not mapped, without embeddings: S1.", "No intervals: every map is of one slide."]

@@ -68,10 +68,15 @@ def _why(report: dict[str, Any]) -> str:
     return str(report["reason"]) if report["status"] == "absent" else f"{report['status']}: {report['reason']}"
 
 
+def done(reports: Reports, protocol: str) -> dict[str, dict[str, Any]]:
+    """Encoder -> JSON, of the encoders that have the protocol."""
+    found = {encoder: parts[protocol] for encoder, parts in reports.items() if protocol in parts}
+    return {encoder: report for encoder, report in found.items() if report["status"] == "ok"}
+
+
 def first_report(reports: Reports, protocol: str) -> dict[str, Any] | None:
     """The JSON of the first encoder that has the protocol."""
-    done = (parts[protocol] for parts in reports.values() if protocol in parts)
-    return next((report for report in done if report["status"] == "ok"), None)
+    return next(iter(done(reports, protocol).values()), None)
 
 
 def of_part(reports: Reports, protocol: str, part: str) -> Reports:
@@ -89,34 +94,92 @@ def magnification(name: str) -> float:
     return float(name.removesuffix("x"))
 
 
+def told(notes: dict[str, list[str]]) -> list[str]:
+    """Every note of the encoders once; where not all of them tell it, with whose it is."""
+    found: dict[str, list[str]] = {}
+    for encoder, lines in notes.items():
+        for line in dict.fromkeys(lines):
+            found.setdefault(line, []).append(encoder)
+    parts = []
+    for line, encoders in found.items():
+        others = [encoder for encoder in notes if encoder not in encoders]
+        whose = ", ".join(encoders) if len(encoders) <= len(others) else f"all but {', '.join(others)}"
+        parts.append(f"{whose}: {line}" if others else line)
+    return parts
+
+
+def common_notes(reports: Reports, *protocols: str) -> list[str]:
+    """What was not held out, encoders that saw other tiles than others, and tiles without embedding."""
+    notes: dict[str, list[str]] = {}
+    warnings = []
+    for protocol in protocols:
+        digests: dict[str, list[str]] = {}
+        for encoder, parts in reports.items():
+            report = parts.get(protocol, {})
+            if "split_by" not in report:  # of an absent encoder
+                continue
+            lines = notes.setdefault(encoder, [])
+            if report["split_by"] == "block":
+                lines.append(BLOCK_NOTE)
+            if number := lookup(report, ("dropped", "without embedding")):
+                lines.append(f"{number:,} tiles without embedding are left out.")
+            digests.setdefault(report["sources"]["data_digest"], []).append(encoder)
+        if len(digests) > 1:
+            apart = "; ".join(", ".join(names) for names in digests.values())
+            warnings.append(f"NOT evaluated on the same tiles, run `mad evaluate` for all of them again: {apart}.")
+    return told(notes) + list(dict.fromkeys(warnings))
+
+
+def lacking_notes(reports: Reports, *protocols: str) -> list[str]:
+    """Why encoders that have some of the protocols lack others."""
+    notes = {}
+    for encoder, parts in reports.items():
+        reasons = {
+            protocol: find_report(reports, encoder, protocol)[1]
+            if protocol in parts
+            else f"{protocol}.json does not exist"
+            for protocol in protocols
+        }
+        if not all(reasons.values()):
+            notes[encoder] = [f"No {protocol}: {reason}." for protocol, reason in reasons.items() if reason]
+    return told(notes)
+
+
 def protocol_notes(reports: Reports, protocol: str) -> list[str]:
-    """The protocol's own rules, its runs, classes without tiles, duplicates, and what was not held out."""
-    first = first_report(reports, protocol)
-    if first is None:
-        return []
-    notes = [BLOCK_NOTE] if first["split_by"] == "block" else []
-    if "runs" in first:
-        steps = first["probe"]
-        notes.append(
-            f"Mean ± standard deviation over {first['runs']} runs (seeds {first['seeds'][0]} … {first['seeds'][-1]})."
-        )
+    """What was not held out, the protocol's runs, classes without tiles, duplicates, and its own rules."""
+    found = done(reports, protocol)
+    notes = common_notes(reports, protocol) + told({encoder: _facts(report) for encoder, report in found.items()})
+    return notes + told({encoder: _rules(report, report["rules"]) for encoder, report in found.items()})
+
+
+def _facts(report: dict[str, Any]) -> list[str]:
+    notes = []
+    if "runs" in report:
+        steps, seeds = report["probe"], report["seeds"]
+        notes.append(f"Mean ± standard deviation over {report['runs']} runs (seeds {seeds[0]} … {seeds[-1]}).")
         notes.append(
             f"The paper's probe: Adam {steps['lr']:g}, batch {steps['batch']}, {steps['steps']:,} steps (unpublished; ours)."
         )
-    if sound := lookup(first, ("sound", "chosen_by")):
-        notes.append(f"Strength of the sound probe: {sound}.")
+    if chosen := lookup(report, ("sound", "chosen_by")):
+        how, *stopped = chosen.split("; ")
+        notes.append(f"Strength of the sound probe: {how}.")
+        notes += [f"Sound probes {text}." for text in stopped]
     for where in ("train", "test"):
-        if first.get(f"absent_in_{where}"):
-            notes.append(f"Classes without {where} tiles: {', '.join(first[f'absent_in_{where}'])}.")
-    if number := lookup(first, ("duplicates", "excluded_from_test")):
+        if report.get(f"absent_in_{where}"):
+            notes.append(f"Classes without {where} tiles: {', '.join(report[f'absent_in_{where}'])}.")
+    if number := lookup(report, ("duplicates", "excluded_from_test")):
         notes.append(f"{number} test tiles show the same pixels as another slide or split and are left out.")
-    return notes + [f"{name}: {rule}{'' if rule.endswith('?') else '.'}" for name, rule in first["rules"].items()]
+    return notes
+
+
+def _rules(report: dict[str, Any], names: Iterable[str]) -> list[str]:
+    rules = {name: report["rules"][name] for name in names if name in report["rules"]}
+    return [f"{name}: {rule}{'' if rule.endswith('?') else '.'}" for name, rule in rules.items()]
 
 
 def protocol_rules(reports: Reports, protocol: str, *names: str) -> list[str]:
-    """Notes of the rules with these names, as the first encoder that has the protocol tells them."""
-    first = first_report(reports, protocol)
-    return [f"{name}: {first['rules'][name]}." for name in names if name in first["rules"]] if first else []
+    """Notes of the rules with these names."""
+    return told({encoder: _rules(report, names) for encoder, report in done(reports, protocol).items()})
 
 
 def interval_notes(reports: Reports, protocol: str, path: Sequence[str] = ("bootstrap",), of: str = "") -> list[str]:
@@ -128,10 +191,11 @@ def interval_notes(reports: Reports, protocol: str, path: Sequence[str] = ("boot
         path: keys of the bootstrap in it.
         of: which numbers are meant, where a table has several kinds.
     """
-    found = lookup(first_report(reports, protocol), path)
-    if found is None:
-        return []
     kind = f" of {of}" if of else ""
-    if found["intervals"] is None:
-        return [f"No intervals{kind}: {found['reason']}."]
-    return [f"[…]{kind}: 95 % interval over {found['resamples']:,} resamples of the {found['patients']} test patients."]
+    notes = {}
+    for encoder, report in done(reports, protocol).items():
+        if (found := lookup(report, path)) is not None:
+            meaning = f"95 % interval over {found['resamples']:,} resamples of the {found['patients']} test patients."
+            lacking = f"No intervals{kind}: {found['reason']}."
+            notes[encoder] = [lacking if found["intervals"] is None else f"[…]{kind}: {meaning}"]
+    return told(notes)

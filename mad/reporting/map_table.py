@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mad.reporting.from_json import BLOCK_NOTE, Reports, find_report, first_report, protocol_rules
+from mad.reporting.from_json import Reports, common_notes, done, find_report, protocol_rules, told
 from mad.reporting.table import Block, Cell, Column, Row, Table
 
 
@@ -41,7 +41,14 @@ def map_table(encoders: list[str], reports: Reports) -> Table:
         )
         for place, true in found.items()
     ]
-    notes = [BLOCK_NOTE] if (first_report(reports, "segmentation") or {}).get("split_by") == "block" else []
+    notes = common_notes(reports, "segmentation")
+    bare = {encoder: report.get("without_embeddings") for encoder, report in done(reports, "segmentation").items()}
+    notes += told(
+        {
+            encoder: [f"Not mapped, without embeddings: {', '.join(slides)}."] if slides else []
+            for encoder, slides in bare.items()
+        }
+    )
     notes += ["No intervals: every map is of one slide."] if blocks else []
     notes += protocol_rules(reports, "segmentation", "probe", "tiles", "scores", "pixel", "boundary_f", "fragments")
     return Table(name="maps", title="Figure 4's maps: tiles, pixels and shapes", blocks=blocks, rows=rows, notes=notes)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from mad.reporting.from_json import BLOCK_NOTE, Reports, find_report
+from typing import Any
+
+from mad.reporting.from_json import Reports, common_notes, done, find_report, told
 from mad.reporting.table import Block, Cell, Column, Row, Table
 
 
 def noninferiority_table(encoders: list[str], reports: Reports) -> Table:
     """One row per encoder: both accuracies, the differences with their intervals, and the verdict."""
-    rows, done = [], []
+    rows, found = [], done(reports, "noninferiority")
     for encoder in encoders:
         report, reason = find_report(reports, encoder, "noninferiority")
         cells: dict[str, Cell] = {}
         if report:
-            done.append(report)
             intervals = report["bootstrap"]["intervals"] or {}
             for key in ("student", "reference", "difference", "less_against"):
                 if key not in report:
@@ -26,16 +27,12 @@ def noninferiority_table(encoders: list[str], reports: Reports) -> Table:
             cells["verdict"] = Cell(value=report["verdict"])
         rows.append(Row(name=encoder, cells=cells, absent=None if cells else reason))
     coarse, fine, margin, notes = "coarse", "fine", "margin", []
-    if done:
-        first = done[0]
+    if first := next(iter(found.values()), None):
         (coarse, fine), margin = first["transition"].split("-"), f"{100 * first['margin']:g} points"
-        fields = sum(first["counts"]["test"].values())
-        notes = [BLOCK_NOTE] if first["split_by"] == "block" else []
-        notes += [
-            f"Reference: {first['reference_encoder']}. {fields} test fields of {first['patients']['test']} patients."
-        ]
-        notes += [f"No intervals: {first['bootstrap']['reason']}."] if first["bootstrap"]["intervals"] is None else []
-        rules = {name: rule for report in done for name, rule in report["rules"].items()}
+        notes = common_notes(reports, "noninferiority") + told(
+            {encoder: _facts(each) for encoder, each in found.items()}
+        )
+        rules = {name: rule for report in found.values() for name, rule in report["rules"].items()}
         notes += [f"{name}: {rule}." for name, rule in rules.items()]
     columns = [
         Column(key="student", header=f"Accuracy at {coarse} (%)", digits=1, best="max"),
@@ -43,9 +40,18 @@ def noninferiority_table(encoders: list[str], reports: Reports) -> Table:
         Column(key="difference", header="Difference (points)", digits=1, best="max"),
         Column(key="verdict", header=f"Non-inferior, margin {margin}"),
     ]
-    if others := [report["against_encoder"] for report in done if "less_against" in report]:
+    if others := [report["against_encoder"] for report in found.values() if "less_against" in report]:
         columns.insert(3, Column(key="less_against", header=f"less {others[0]} at {coarse} (points)", digits=1))
     return Table(
         name="noninferiority", title=f"Non-inferiority: an encoder at {coarse} against the reference at {fine}",
         blocks=[Block(title="Class of the field", columns=columns)], rows=rows, notes=notes,
     )  # fmt: skip
+
+
+def _facts(report: dict[str, Any]) -> list[str]:
+    fields = sum(report["counts"]["test"].values())
+    notes = [
+        f"Reference: {report['reference_encoder']}. {fields} test fields of {report['patients']['test']} patients."
+    ]
+    boot = report["bootstrap"]
+    return notes + ([f"No intervals: {boot['reason']}."] if boot["intervals"] is None else [])

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from mad.reporting.from_json import (
-    BLOCK_NOTE,
     Reports,
+    common_notes,
+    done,
     first_report,
     interval_notes,
+    lacking_notes,
     lookup,
     magnification,
     protocol_rules,
     rows_of,
+    told,
 )
 from mad.reporting.table import Block, Column, Table
 
@@ -49,7 +52,7 @@ def scale_table(encoders: list[str], reports: Reports) -> Table:
             for name in sorted(own["rankme"], key=magnification)
         ]
         blocks.append(Block(title="RankMe of the test tiles", columns=ranks))
-    notes = [BLOCK_NOTE] if _by_block(reports, "transfer", "magnification") else []
+    notes = common_notes(reports, "transfer", "magnification") + lacking_notes(reports, "transfer", "magnification")
     notes += protocol_rules(reports, "transfer", "matrix", "sound")
     for name in ladder:
         notes += interval_notes(reports, "transfer", ("matrix_bootstrap", name), f"mean IoU at {name}")
@@ -88,19 +91,35 @@ def _matrix_of_nothing() -> Column:
 
 def site_table(encoders: list[str], reports: Reports) -> Table:
     """A block per site and per scanner that was left out, and their means."""
-    report = first_report(reports, "sites")
+    found = done(reports, "sites")
     blocks: list[Block] = []
-    notes = [BLOCK_NOTE] if _by_block(reports, "sites") else []
+    notes = common_notes(reports, "sites")
     notes += protocol_rules(reports, "sites", "left_out", "seen", "probe", "patients", "mean", "interval", "tiles")
-    for column, part in (report["columns"] if report else {}).items():
-        if part["status"] != "ok":
-            notes.append(f"{column}: {part['status']}, {part['reason']}.")
+    for column in dict.fromkeys(column for report in found.values() for column in report["columns"]):
+        parts = {encoder: report["columns"][column] for encoder, report in found.items()}
+        tested = {encoder: part["groups"] for encoder, part in parts.items() if part["status"] == "ok"}
+        notes += told(
+            {
+                encoder: [] if encoder in tested else [f"{column}: {part['status']}, {part['reason']}."]
+                for encoder, part in parts.items()
+            }
+        )
+        if not tested:
             continue
         blocks.append(Block(title=f"Mean over every {column}, left out in turn", columns=_site_means(column)))
         notes += interval_notes(reports, "sites", ("columns", column, "bootstrap"), f"the means over every {column}")
-        for name, group in part["groups"].items():
-            if group["reason"]:
-                notes.append(f"{column} {name}: not tested, {group['reason']}.")
+        for name in sorted({name for groups in tested.values() for name in groups}):
+            lacks = {
+                encoder: groups[name]["reason"] if name in groups else "no labelled tiles"
+                for encoder, groups in tested.items()
+            }
+            notes += told(
+                {
+                    encoder: [f"{column} {name}: not tested, {reason}."] if reason else []
+                    for encoder, reason in lacks.items()
+                }
+            )
+            if all(lacks.values()):
                 continue
             blocks.append(Block(title=f"{column.capitalize()} {name} left out", columns=_site(column, name)))
             path = ("columns", column, "groups", name, "left_out", "bootstrap")
@@ -137,8 +156,3 @@ def _site(column: str, name: str) -> list[Column]:
     for key, header in (("tiles", "n tiles"), ("patients", "Patients")):
         columns.append(Column(key=f"{column} {name} {key}", header=header, digits=0, source=("sites", *place, key)))
     return columns
-
-
-def _by_block(reports: Reports, *protocols: str) -> bool:
-    found = (first_report(reports, protocol) for protocol in protocols)
-    return any(report is not None and report["split_by"] == "block" for report in found)

@@ -7,14 +7,17 @@ from typing import Any
 from mad.reporting import published
 from mad.reporting.from_json import (
     Reports,
+    done,
     first_report,
     interval_notes,
+    lacking_notes,
     lookup,
     magnification,
     of_part,
     protocol_notes,
     protocol_rules,
     rows_of,
+    told,
 )
 from mad.reporting.table import Block, Cell, Column, Row, Table
 
@@ -70,7 +73,7 @@ def table3(encoders: list[str], reports: Reports, classes: list[str]) -> Table:
         Block(title="Global clustering", columns=_clusters(reports)),
         Block(title=CLASSIFIERS["sound"], columns=sound),
     ]
-    notes = protocol_notes(reports, "classification")
+    notes = lacking_notes(reports, "classification", "clustering") + protocol_notes(reports, "classification")
     notes += protocol_rules(reports, "clustering", "kmeans", "ami", "dbi")
     notes += [
         note.replace("interval:", "interval of clustering:")
@@ -126,6 +129,9 @@ def table4(encoders: list[str], reports: Reports) -> Table:
     """S_pos, S_neg and their gaps, over all pairs; then apart by slide, averaged by class, and centred; retrieval; transitivity."""
     first = first_report(reports, "consistency") or {}
     transition = first.get("transition", "10x-40x").replace("-", " → ")
+    found = {
+        encoder: lookup(report, ("transitivity",)) or {} for encoder, report in done(reports, "consistency").items()
+    }
     counts = [
         _count("n", "n pairs", ("consistency", "cosine", "pair_average", "num_pos")),
         _count("patients", "Patients", ("consistency", "counts", "patients")),
@@ -137,8 +143,7 @@ def table4(encoders: list[str], reports: Reports) -> Table:
         if variant != PAPER
     ]
     blocks.append(Block(title="Retrieval within the slide", columns=_retrieval("")))
-    grand = lookup(first, ("transitivity",)) or {}
-    if grand.get("status") == "ok":
+    if grand := next((part for part in found.values() if part.get("status") == "ok"), None):
         name = f"Transitivity, {grand['transition'].replace('-', ' → ')}"
         prefix = "transitivity "
         for variant, title in PAIRS.items():
@@ -146,8 +151,12 @@ def table4(encoders: list[str], reports: Reports) -> Table:
                 blocks.append(Block(title=f"{name}: {title}", columns=_deltas(variant, f"{prefix}{variant} ", prefix)))
         blocks.append(Block(title=f"{name}: retrieval within the slide", columns=_retrieval(prefix)))
     notes = protocol_notes(reports, "consistency") + interval_notes(reports, "consistency")
-    if grand.get("reason"):
-        notes.append(f"No transitivity: {grand['reason']}.")
+    notes += told(
+        {
+            encoder: [f"No transitivity: {part['reason']}."] if part.get("reason") else []
+            for encoder, part in found.items()
+        }
+    )
     return Table(
         name="table4", title=f"Table 4. Cross-magnification consistency, {transition}", blocks=blocks,
         rows=rows_of(encoders, reports, blocks), notes=notes + interval_notes(

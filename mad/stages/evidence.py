@@ -90,15 +90,8 @@ def _consistency(results: Path, encoder: str) -> dict[str, Any]:
 
 def _notes(reports: dict[str, dict[str, Any]]) -> list[str]:
     """What a reader must know of the cohort and of encoders that saw other tiles."""
-    from mad.reporting.from_json import BLOCK_NOTE
+    from mad.reporting.from_json import common_notes
 
     absent = {name: report["reason"] for name, report in reports.items() if report["status"] == "absent"}
-    reports = {name: report for name, report in reports.items() if name not in absent}
-    notes = [BLOCK_NOTE] if any(report["split_by"] == "block" for report in reports.values()) else []
-    digests: dict[str, list[str]] = {}
-    for name, report in reports.items():
-        digests.setdefault(report["sources"]["data_digest"], []).append(name)
-    if len(digests) > 1:
-        parts = "; ".join(", ".join(names) for names in digests.values())
-        notes.append(f"NOT evaluated on the same tiles, run `mad evaluate` for all of them again: {parts}.")
+    notes = common_notes({name: {"consistency": report} for name, report in reports.items()}, "consistency")
     return notes + [f"{name} is absent: {reason}." for name, reason in absent.items()]
