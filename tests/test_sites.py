@@ -17,6 +17,7 @@ from mad.evaluation import sites
 from mad.evaluation.data import Embedded, NotApplicableError
 from mad.evaluation.sites import evaluate_sites
 from mad.files import read_parquet, write_parquet
+from mad.reporting.scale_tables import site_table
 from mad.stages.evaluate import load
 
 CONFIG = EvaluationConfig(sound_strength=1e-2, bootstrap_resamples=60, min_patients=2)
@@ -94,6 +95,23 @@ def test_no_patient_is_on_two_sides(data: Embedded, monkeypatch: pytest.MonkeyPa
     per_site = [tested[0], tested[2]]
     for trained, of in zip(seen, [per_site[0], per_site[0], per_site[1], per_site[1]], strict=True):
         assert trained and not trained & of
+
+
+def test_a_site_that_alone_can_validate_costs_both_probes_the_choice(data: Embedded) -> None:
+    split = data.tiles["split"].astype("string").where(data.tiles["slide_id"] != "S00", "val")  # of site A
+    one = replace(data, tiles=data.tiles.assign(split=split))
+    config = EvaluationConfig(sound_strength=0.5, bootstrap_resamples=60)  # none of those to choose from
+    report = {**evaluate_sites(one, config, seed=0), "status": "ok", "split_by": "patient"}
+    groups = report["columns"]["site"]["groups"]
+    for kind in ("left_out", "seen"):
+        assert (
+            groups["A"][kind]["strength"] == 0.5
+            and "the other sites have no labelled val" in groups["A"][kind]["chosen_by"]
+        )
+        assert groups["B"][kind]["strength"] in config.sound_strengths
+    notes = site_table(["mad"], {"mad": {"sites": report}}).notes
+    note = next(note for note in notes if note.startswith("L2 strength of site A"))
+    assert "left out / seen: mad 0.5 / 0.5 (fixed: the other sites have no" in note
 
 
 def test_not_applicable_says_what_the_sheet_lacks(data: Embedded) -> None:

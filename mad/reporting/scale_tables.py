@@ -124,6 +124,8 @@ def site_table(encoders: list[str], reports: Reports) -> Table:
             blocks.append(Block(title=f"{column.capitalize()} {name} left out", columns=_site(column, name)))
             path = ("columns", column, "groups", name, "left_out", "bootstrap")
             notes += interval_notes(reports, "sites", path, f"{column} {name}")
+            own = {encoder: groups[name] for encoder, groups in tested.items() if not lacks[encoder]}
+            notes.append(f"L2 strength of {column} {name}, left out / seen: {_strengths(own)}.")
     rows = rows_of(
         encoders, reports, blocks or [Block(title="", columns=[Column(key="", header="", source=("sites",))])]
     )
@@ -156,3 +158,10 @@ def _site(column: str, name: str) -> list[Column]:
     for key, header in (("tiles", "n tiles"), ("patients", "Patients")):
         columns.append(Column(key=f"{column} {name} {key}", header=header, digits=0, source=("sites", *place, key)))
     return columns
+
+
+def _strengths(groups: dict[str, dict[str, Any]]) -> str:
+    """Of each encoder those of one site's two probes, and how the one that did not see it came by its own."""
+    used = [f"{name} {group['left_out']['strength']:g} / {group['seen']['strength']:g}" for name, group in groups.items()]
+    ways = dict.fromkeys(group["left_out"]["chosen_by"] for group in groups.values())
+    return f"{', '.join(used)} ({'; '.join(ways)})"
