@@ -53,6 +53,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(folder / "train" / "mad" / "summary.json", {"final_loss": 1.0})
     (folder / "benchmarks" / "tile").mkdir(parents=True)
     (folder / "benchmarks" / "tile" / "S00.tsv").write_text("s\th:m:s\tmax_rss\tcpu_time\n3.5\t0:00:03\t120.5\t-\n")
+    (folder / "benchmarks" / "report").mkdir()
+    for job in ("qc", "report"):
+        shutil.copy(folder / "benchmarks" / "tile" / "S00.tsv", folder / "benchmarks" / "report" / f"{job}.tsv")
     report.run(config)
     return folder
 
@@ -112,7 +115,11 @@ def test_tables_print_what_the_json_holds(whole: Path) -> None:
             ".csv", ".md", ".tex", ".html",
         }  # fmt: skip
         assert "nan" not in (whole / "report" / "tables" / f"{name}.md").read_text().lower()
-    assert "| tile | 1 | 3.5 | 3.5 | – | 120 |" in (whole / "report" / "tables" / "time.md").read_text()
+    time = (whole / "report" / "tables" / "time.md").read_text()
+    assert "| tile | 1 | 3.5 | 3.5 | – | 120 |" in time
+    assert "| report | 1 |" in time  # qc; what there is of this job is an earlier run's
+    slides = pd.read_csv(whole / "report" / "tables" / "slides.csv")
+    assert set(slides["source"]) == {"ours"} and "mpp source" in slides
 
 
 @pytest.mark.parametrize("name", ["table3", "table4", "table5", "scales", "sites", "maps"])
@@ -250,6 +257,20 @@ def test_figures_are_drawn_even_without_the_slide(whole: Path) -> None:
         "confusion_linear.png",
     ):
         assert (whole / "report" / "figures" / name).stat().st_size > 20_000
+
+
+def test_maps_of_a_slide_that_left_the_cohort_are_left_out(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(whole, results)
+    (gone,) = read_parquet(results / "evaluate" / "mad" / "segmentation.parquet")["slide_id"].unique()
+    slides = read_parquet(results / "cohort" / "slides.parquet")
+    write_parquet(results / "cohort" / "slides.parquet", slides[slides["slide_id"] != gone])
+    report.run(fake_config(results, ["mad", "shifted", "absent"]))
+    assert f"maps of {gone} are left out" in capsys.readouterr().err
+    assert not list((results / "report" / "maps").rglob("*.geojson"))
+    assert (results / "report" / "figures" / "figure4_segmentation.png").stat().st_size < 20_000
 
 
 def test_maps_hold_every_dense_tile_once(whole: Path) -> None:

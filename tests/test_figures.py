@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from mad.reporting.figures import STYLE, _families, _scatter, _test_border, figure3, figure4, paint_raster, save
+from mad.reporting.figures import STYLE, _families, _marker, _scatter, figure3, paint_raster, save
+from mad.reporting.map_figure import _test_border, figure4
 
 CLASSES = ["Gray Matter", "White Matter"]
 COLOURS = {"Gray Matter": "#ff0000", "White Matter": "#0000ff"}
@@ -84,6 +86,19 @@ def test_figure_3_shows_the_families_of_one_parent_per_class(tmp_path: Path, lab
     assert dark[1] > dark[0] + 1000
 
 
+def test_no_two_classes_share_a_marker(tmp_path: Path) -> None:
+    classes = [f"class {number}" for number in range(30)]
+    assert len({_marker(name, classes) for name in [*classes, None]}) == 31
+    labels = np.resize(classes, 68)
+    figure3(
+        [("mad", coordinates().assign(label=labels), (0.5, 0.2))],
+        classes=classes,
+        transition=(10, 40),
+        path=tmp_path / "f.png",
+    )
+    assert (tmp_path / "f.png").exists()
+
+
 @pytest.mark.parametrize("draw", ["figure3", "figure4"])
 def test_a_figure_without_data_says_so(tmp_path: Path, draw: str) -> None:
     """A line of grey text, neither axes nor a legend."""
@@ -117,6 +132,31 @@ def test_figure_4_paints_truth_and_maps_and_names_the_absent(tmp_path: Path) -> 
     }
     assert shares["blue"] > 1.5 * shares["red"] > 0
     assert (pixels == (0, 200, 0)).all(-1).mean() > 0.01
+
+
+def test_figure_4_of_many_encoders_with_long_names_stays_a_page_wide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No title or label is longer than its picture, every encoder has a picture."""
+    titles: list[str] = []
+
+    def look(figure: Any, path: Path) -> None:
+        renderer = figure.canvas.get_renderer()
+        for axis in figure.axes:
+            box = axis.get_window_extent(renderer)
+            titles.append(axis.get_title())
+            assert axis.title.get_window_extent(renderer).width <= box.width
+            assert axis.yaxis.label.get_window_extent(renderer).height <= box.height
+        save(figure, path)
+
+    monkeypatch.setattr("mad.reporting.map_figure.save", look)
+    truth = grid([["Gray Matter", "White Matter"], ["Gray Matter", None]])
+    names = [f"{'a-model-of-pathology-' * 5}{number}" for number in range(14)]
+    row = {"slide_id": "S" * 100, "mpp": 0.25, "truth": truth, "scores": {}, "thumbnail": None, "extent": None}
+    maps = {name: truth.assign(predicted="White Matter") for name in names}
+    figure4([row | {"maps": maps, "magnification": 10.0}], names, colours=COLOURS, path=tmp_path / "f.png")
+    assert read(tmp_path / "f.png").shape[1] < 4200
+    assert len({title for title in titles if title}) == 16
 
 
 def test_a_line_bounds_the_test_part() -> None:

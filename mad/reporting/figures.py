@@ -1,4 +1,4 @@
-"""Figures 3 and 4 of the MAD paper from the tables of coordinates and of painted tiles."""
+"""Figure 3 of the MAD paper from the tables of coordinates, and what several figures share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pandas as pd
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from mad.files import Pathlike, atomic_path
@@ -40,7 +39,7 @@ def figure3(
 
     Args:
         panels: encoder, its table (tile_id parent_id role label x y), explained shares of the two components.
-        classes: give the markers; an unlabelled tile is a dot.
+        classes: give the markers, from the eleventh on the class's number; an unlabelled tile is a dot.
         transition: coarse and fine magnification, for the legend.
         path: PNG.
     """
@@ -75,82 +74,7 @@ def figure3(
             axis.set_title(f"({chr(97 + number % 26)}) {name}", fontsize=10)
             axis.set_xlabel(f"PC 1 ({100 * explained[0]:.0f} %)", labelpad=2)
             axis.set_ylabel(f"PC 2 ({100 * explained[1]:.0f} %)", labelpad=2)
-        _legend_below(figure, marks)
-        save(figure, path)
-
-
-def figure4(
-    rows: Sequence[dict[str, Any]],
-    encoders: Sequence[str],
-    *,
-    colours: dict[str, str],
-    path: Pathlike,
-) -> None:
-    """Thumbnail, ground truth and one map per encoder; one row per slide and magnification.
-
-    Where a slide is cut into a training and a test part, a line bounds the test part, which alone is scored.
-
-    Args:
-        rows: slide_id, magnification, mpp (level-0 um/px or None), thumbnail (RGB [h, w, 3] or None), extent (left, right,
-            bottom, top of the thumbnail in level-0 px), truth (tiles: x y side label, and split if known) and maps (encoder ->
-            tiles: x y side predicted; one may lack), scores (encoder -> mean IoU or None).
-        encoders: columns in order.
-        colours: class -> colour.
-        path: PNG.
-    """
-    if not rows:
-        save_message("No slide has a map: the table of maps tells why.", path)
-        return
-    columns = 2 + len(encoders)
-    shapes = [_bounds(row) for row in rows]
-    width = 2.5
-    heights = [min(max(width * (bottom - top) / (right - left), 0.9), 5.0) for left, right, bottom, top in shapes]
-    borders = [_test_border(row["truth"]) for row in rows]
-    with plt.rc_context(STYLE):
-        size = (width * columns + 0.5, sum(heights) + 0.28 * len(rows) + 0.65)
-        figure, axes = plt.subplots(len(rows), columns, figsize=size, height_ratios=heights, squeeze=False)
-        for line, row in enumerate(rows):
-            left, right, bottom, top = shapes[line]
-            titles = ["Slide", "Ground truth", *encoders]
-            for place, axis in enumerate(axes[line]):
-                axis.set_xlim(left, right)
-                axis.set_ylim(bottom, top)
-                axis.set_aspect("equal")
-                axis.set_xticks([])
-                axis.set_yticks([])
-                for spine in axis.spines.values():
-                    spine.set_color("#999999")
-                if line == 0:
-                    axis.set_title(titles[place], fontsize=10, pad=5)
-            if row["thumbnail"] is None:
-                _say(axes[line][0], "slide cannot\nbe read")
-            else:
-                axes[line][0].imshow(row["thumbnail"], extent=row["extent"], interpolation="antialiased")
-            axes[line][0].set_ylabel(f"{row['slide_id']}\n{row['magnification']:g}x", fontsize=9.5)
-            if row["mpp"]:
-                scale_bar(axes[line][0], (left, right, bottom, top), row["mpp"])
-            _paint(axes[line][1], row["truth"], "label", colours)
-            for axis, encoder in zip(axes[line][2:], encoders, strict=True):
-                tiles = row["maps"].get(encoder)
-                if tiles is None or not len(tiles):
-                    _say(axis, "absent")
-                    continue
-                _paint(axis, tiles, "predicted", colours)
-                score = row["scores"].get(encoder)
-                if score is not None:
-                    axis.set_xlabel(f"mIoU {score:.3f}", fontsize=8.5, labelpad=3)
-            for axis in axes[line]:
-                for colour, wide in (("white", 2.6), ("black", 1.2)):
-                    axis.add_collection(
-                        LineCollection(borders[line], colors=colour, linewidths=wide, capstyle="projecting", zorder=4)
-                    )
-        patches: list[Any] = [
-            Patch(facecolor=colour, edgecolor="#777777", linewidth=0.5, label=name) for name, colour in colours.items()
-        ]
-        patches.append(Patch(facecolor="white", edgecolor="#777777", linewidth=0.5, label="no label"))
-        if any(borders):
-            patches.append(Line2D([], [], color="black", linewidth=1.2, label="test part: what is scored"))
-        _legend_below(figure, patches, h_pad=0.6, w_pad=0.6)
+        legend_below(figure, marks)
         save(figure, path)
 
 
@@ -210,29 +134,13 @@ def _scatter(axis: Any, table: pd.DataFrame, classes: Sequence[str], families: S
 
 
 def _marker(name: str | None, classes: Sequence[str]) -> str:
-    return "." if name is None else MARKERS[list(classes).index(name) % len(MARKERS)]
+    if name is None:
+        return "."
+    number = list(classes).index(name)
+    return MARKERS[number] if number < len(MARKERS) else f"${number + 1}$"
 
 
-def _bounds(row: dict[str, Any]) -> tuple[float, float, float, float]:
-    """Left, right, bottom, top in level-0 px of what a row of Figure 4 shows."""
-    tiles = row["truth"]
-    left, top = float(tiles["x"].min()), float(tiles["y"].min())
-    right, bottom = float((tiles["x"] + tiles["side"]).max()), float((tiles["y"] + tiles["side"]).max())
-    if row["thumbnail"] is not None:
-        edge = row["extent"]
-        left, right, bottom, top = min(left, edge[0]), max(right, edge[1]), max(bottom, edge[2]), min(top, edge[3])
-    return left, right, bottom, top
-
-
-def _paint(axis: Any, tiles: pd.DataFrame, column: str, colours: dict[str, str]) -> None:
-    image, extent = paint_raster(tiles, column, colours)
-    limits = axis.get_xlim(), axis.get_ylim()
-    axis.imshow(image, extent=extent, interpolation="nearest")
-    axis.set_xlim(limits[0])
-    axis.set_ylim(limits[1])
-
-
-def _legend_below(figure: Any, marks: Sequence[Any], **pads: float) -> None:
+def legend_below(figure: Any, marks: Sequence[Any], **pads: float) -> None:
     """Lay the axes out above a legend of as few lines as fit the width; the figure grows by what exceeds one line."""
     width, height = figure.get_size_inches()
     for per_line in range(len(marks), 0, -1):
@@ -244,28 +152,6 @@ def _legend_below(figure: Any, marks: Sequence[Any], **pads: float) -> None:
     height += max(0.0, box.height - 0.35)
     figure.set_size_inches(width, height)
     figure.tight_layout(rect=(0, box.height / height, 1, 1), **pads)
-
-
-def _test_border(tiles: pd.DataFrame) -> list[Any]:
-    """Segments ((x, y), (x, y)) in level-0 px between tiles of the test part and others; none where all are of one kind."""
-    if "split" not in tiles or (tiles["split"] == "test").fillna(False).nunique() < 2:
-        return []
-    image, (left, right, bottom, top) = paint_raster(tiles, "split", {"test": "#000000"})
-    inside = np.pad(image[..., 3] > 0, 1)
-    width, height = (right - left) / image.shape[1], (bottom - top) / image.shape[0]
-    segments = []
-    for row, column in np.argwhere(inside[1:, :] != inside[:-1, :]):
-        x, y = left + (column - 1) * width, top + row * height
-        segments.append(((x, y), (x + width, y)))
-    for row, column in np.argwhere(inside[:, 1:] != inside[:, :-1]):
-        x, y = left + column * width, top + (row - 1) * height
-        segments.append(((x, y), (x, y + height)))
-    return segments
-
-
-def _say(axis: Any, text: str) -> None:
-    axis.set_facecolor("#f4f4f4")
-    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color="#777777", fontsize=9)
 
 
 def scale_bar(axis: Any, bounds: tuple[float, float, float, float], mpp: float) -> None:

@@ -20,7 +20,7 @@ def slide_table(slides: Sequence[Facts]) -> Table:
     rows = []
     for facts in sorted(slides, key=lambda facts: (bool(num_stored(facts)), facts["slide_id"])):
         cells: dict[str, Any] = {"patient": facts["patient_id"], "split": _text(facts["split"])}
-        cells |= {"mpp": facts["mpp"], "source": _text(facts["mpp_source"]), "remarks": _text(facts["cause"])}
+        cells |= {"mpp": facts["mpp"], "mpp source": _text(facts["mpp_source"]), "remarks": _text(facts["cause"])}
         if facts["tiles"] is not None:
             for status in ("ok", "blank", "edge"):
                 cells[status] = sum(counts[status] for counts in facts["tiles"].values())
@@ -29,7 +29,7 @@ def slide_table(slides: Sequence[Facts]) -> Table:
         cells |= {"in shards": num_stored(facts), "unreadable": facts["unreadable"]}
         rows.append(Row(name=facts["slide_id"], cells={key: Cell(value=value) for key, value in cells.items()}))
     columns = [Column(key="patient", header="Patient"), Column(key="split", header="Split")]
-    columns += [Column(key="mpp", header="um/px", digits=4), Column(key="source", header="Scale from")]
+    columns += [Column(key="mpp", header="um/px", digits=4), Column(key="mpp source", header="Scale from")]
     columns += [Column(key=status, header=f"Tiles {status}", digits=0) for status in ("ok", "blank", "edge")]
     columns += [
         Column(key="labelled", header="Labelled (%)", digits=0),
@@ -120,7 +120,10 @@ def time_table(jobs: pd.DataFrame) -> Table:
         Column(key="memory", header="Peak memory of a job (MB)", digits=0),
     ]
     notes = (
-        ["Sum of the jobs' wall-clock times; jobs that ran side by side count twice."]
+        [
+            "Sum of the jobs' wall-clock times; jobs that ran side by side count twice.",
+            "Jobs that had ended when this was written; the one that writes it is never among them.",
+        ]
         if rows
         else ["No benchmark files."]
     )

@@ -152,11 +152,12 @@ def _summaries(config: Config, slides: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _benchmarks(folder: Path) -> pd.DataFrame:
-    """Every line of Snakemake's benchmark files; the stage is the folder right under `benchmarks/` (or the file there)."""
+    """Every line of Snakemake's benchmark files, but of this stage's own, which can only be an earlier run's; the stage is the
+    folder right under `benchmarks/` (or the file there)."""
     import pandas as pd
 
     parts = []
-    for path in sorted(folder.rglob("*.tsv")):
+    for path in sorted({*folder.rglob("*.tsv")} - {folder / "report" / "report.tsv"}):
         stage = path.relative_to(folder).parts[0].removesuffix(".tsv")
         table = pd.read_csv(path, sep="\t", na_values=["-"])
         if "s" in table:
@@ -209,7 +210,7 @@ def _figure3(config: Config, reports: Reports) -> None:
 
 def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, Any]], reports: Reports) -> None:
     """One row per slide and magnification: thumbnail, truth, maps."""
-    from mad.reporting.figures import figure4
+    from mad.reporting.map_figure import figure4
     from mad.reporting.overlay import class_colours
 
     folder = Path(config.results) / "evaluate"
@@ -220,6 +221,11 @@ def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, An
     }
     colours = class_colours(config.label)
     path_of = dict(zip(slides["slide_id"], slides["path"], strict=True))
+    if gone := sorted({slide for table in painted.values() for slide in table["slide_id"]} - set(path_of)):
+        log(
+            f"report: maps of {', '.join(gone)} are left out: the cohort has no such slide; `mad evaluate ENCODER` maps others"
+        )
+        painted = {encoder: table[table["slide_id"].isin(list(path_of))] for encoder, table in painted.items()}
     _write_maps(Path(config.results) / "report" / "maps", painted, colours, path_of)
     shown = list(dict.fromkeys(slide for table in painted.values() for slide in table["slide_id"]))
     rows = []
@@ -234,23 +240,16 @@ def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, An
             if not maps:
                 continue
             truth = next(iter(maps.values()))
-            rows.append(
-                {
-                    "slide_id": slide,
-                    "magnification": magnification,
-                    "mpp": facts.get(slide, {}).get("mpp"),
-                    "thumbnail": thumbnail,
-                    "extent": extent,
-                    "truth": truth,
-                    "maps": maps,
-                    "scores": {
-                        encoder: line["mean_iou"]
-                        for encoder in maps
-                        for line in reports[encoder]["segmentation"]["maps"]
-                        if line["slide_id"] == slide and line["magnification"] == magnification
-                    },
-                }
-            )
+            scores = {
+                encoder: line["mean_iou"]
+                for encoder in maps
+                for line in reports[encoder]["segmentation"]["maps"]
+                if line["slide_id"] == slide and line["magnification"] == magnification
+            }
+            rows.append({
+                "slide_id": slide, "magnification": magnification, "mpp": facts.get(slide, {}).get("mpp"),
+                "thumbnail": thumbnail, "extent": extent, "truth": truth, "maps": maps, "scores": scores,
+            })  # fmt: skip
     target = Path(config.results) / "report" / "figures" / "figure4_segmentation.png"
     figure4(rows, list(reports), colours=colours, path=target)
 
@@ -261,9 +260,9 @@ def _write_maps(
     """The predictions as `{encoder}/{slide}_{magnification}x.geojson` for QuPath, in place of those of earlier runs."""
     from mad.reporting.map_polygons import write_map
 
+    origin = {slide: _qupath_origin(path_of[slide]) for table in painted.values() for slide in set(table["slide_id"])}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    origin = {slide: _qupath_origin(path_of[slide]) for table in painted.values() for slide in set(table["slide_id"])}
     for encoder, table in painted.items():
         for (slide, magnification), tiles in table.groupby(["slide_id", "magnification"]):
             write_map(folder / encoder / f"{slide}_{magnification:g}x.geojson", tiles, colours, origin[slide])
