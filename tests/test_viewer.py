@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import shutil
+import socket
+import struct
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -314,6 +318,39 @@ def test_the_server_gives_the_files(small: Config, address: str) -> None:
             assert answer.read() == (Path(small.results) / "report/viewer" / (name or "index.html")).read_bytes()
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(address + "../../tile/S01.parquet")
+
+
+def test_the_server_answers_to_this_machine_alone(address: str) -> None:
+    port = int(address.rsplit(":", 1)[1].strip("/"))
+
+    def status(path: str, host: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", path, headers={"Host": host})
+        return connection.getresponse().status
+
+    for host in (f"127.0.0.1:{port}", "localhost", f"LOCALHOST:{port}", f"[::1]:{port}"):
+        assert status("/", host) == 200
+    for host in ("evil.example", f"evil.example:{port}", "localhost.evil.example", "[", ""):
+        assert status("/", host) == 403
+    assert status("/%00", "localhost") == 404
+
+
+def test_a_browser_that_hangs_up_prints_nothing(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+    port = int(address.rsplit(":", 1)[1].strip("/"))
+    for _ in range(3):
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close resets
+        connection.sendall(b"GET /assets/viewer.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.recv(1)
+        connection.close()
+    with urllib.request.urlopen(address) as answer:  # it lives on
+        assert answer.status == 200
+    deadline = time.monotonic() + 10
+    while (
+        any("process_request_thread" in thread.name for thread in threading.enumerate()) and time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    assert capfd.readouterr().err == ""
 
 
 def test_view_names_what_is_wrong(small: Config, tmp_path: Path) -> None:
