@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_export import tiled, trident_patches
+from typer.testing import CliRunner
 
+from mad.cli import app
 from mad.config import Config
 from mad.files import MadError, write_json, write_parquet
 from mad.tiles.aligned import open_aligned
@@ -105,6 +107,22 @@ def test_dense_embeddings_and_magnifications_without_one(config: Config, tmp_pat
     (dense,) = tmp_path.rglob("features_mean_dense/*.h5")
     assert sparse.read_bytes() == before != dense.read_bytes() and len(list(tmp_path.rglob("*.h5"))) == 2
     assert write(config, 2.5, tmp_path / "none") == {} and not (tmp_path / "none").exists()
+
+
+def test_slides_that_are_not_embedded_are_told_from_such_without_tiles(config: Config, tmp_path: Path) -> None:
+    settings = config.model_dump(mode="json") | {"encoders": [{"name": "mean", "spec": "colour"}]}
+    write_json(tmp_path / "config.json", settings)
+    words = ["export", "--encoder", "mean", "--dense", "-m", "10", "-m", "2.5", "-o", str(tmp_path / "out")]
+    words += ["--config", str(tmp_path / "config.json")]
+    done = CliRunner().invoke(app, words)
+    told = done.stderr
+    assert done.exit_code == 0
+    assert "export 10x: embeddings by mean of 5 tiles of 1 slides" in told and "not embedded" not in told
+    assert "1 slides have no such tile that is embedded" in told
+    (Path(config.results) / "embed" / "mean" / "dense" / "C1.json").unlink()
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, MadError)
+    assert str(done.exception).startswith("C1: not embedded whole by mean: those of `evaluate.segmentation_slides` are")
 
 
 def test_faults_are_named(config: Config, coordinate_slide: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mad.config import Config, json_schema, load_config
 from mad.files import MadError, atomic_path, to_json
 from mad.progress import log, track
 
-SHOWN = 20  # faults of one shard
+SHOWN = 20  # names, or faults of one shard, in a message
 
 Slides = Annotated[list[str] | None, typer.Argument(metavar="SLIDE", help="slide_ids; all of the cohort by default.")]
 
@@ -247,7 +247,7 @@ def export(
     slide and magnification."""
     from mad.tiles.export import Selection, tiled_magnifications
     from mad.tiles.export import export as write_coordinates
-    from mad.tiles.export_features import export_features
+    from mad.tiles.export_features import export_features, not_embedded
 
     settings = load_config(config)
     if encoder and format is not Format.trident:
@@ -270,6 +270,15 @@ def export(
             written = export_features(results, names, encoder, selection, settings.tile.tile_px, folder, dense=dense)
         else:
             written = write_coordinates(results, names, format.value, selection, settings.tile.tile_px, folder)
-        left_out = f"; {len(names) - len(written)} slides have no such tile" if len(written) < len(names) else ""
+        missing = not_embedded(results, names, encoder, dense=dense) if encoder else []
+        if dense:
+            why = f"not embedded whole by {encoder}: those of `evaluate.segmentation_slides` are, by `snakemake --cores 2 embed`"
+        else:
+            why = f"not embedded by {encoder}: run `snakemake --cores 2 embed`"
+        if len(missing) == len(names):
+            raise MadError(f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}: {why}")
+        left_out = f"; {len(missing)} slides are {why}" if missing else ""
+        if without := len(names) - len(written) - len(missing):
+            left_out += f"; {without} slides have no such tile{' that is embedded' if encoder else ''}"
         what = f"embeddings by {encoder} of " if encoder else ""
         log(f"export {value:g}x: {what}{sum(written.values())} tiles of {len(written)} slides to {folder}{left_out}")

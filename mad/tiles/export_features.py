@@ -76,6 +76,12 @@ def export_features(
     return written
 
 
+def not_embedded(results: Path, slides: Sequence[str], encoder: str, *, dense: bool = False) -> list[str]:
+    """Those of `slides` that the encoder has not embedded, or with `dense` not every tile of."""
+    source = results / "embed" / encoder / ("dense" if dense else "")
+    return [slide for slide in slides if not (source / f"{slide}.json").exists()]  # written last
+
+
 def _audit(source: Path) -> dict[str, Any]:
     """What the encoder was.
 
