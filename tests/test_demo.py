@@ -1,6 +1,8 @@
 """What `make demo` must show, on its own results: mechanics, never that a method wins."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,3 +81,25 @@ def test_the_viewer_shows_the_annotation_with_the_maps() -> None:
 def test_the_cohort_passed_its_own_checks() -> None:
     check = read_json(RESULTS / "synthetic" / "check.json")
     assert check["passed"], check["passed_each"]
+
+
+def test_the_documented_python_runs_on_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of docs/shards.md, one after the other."""
+    pytest.importorskip("webdataset")
+    monkeypatch.chdir(RESULTS.parent)
+    blocks = re.findall(r"^```python\n(.*?)^```", (RESULTS.parent / "docs" / "shards.md").read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) > 2 and names["parent"].shape == (112, 112, 3) and len(names["children"]) == 16
+
+
+def test_every_key_of_a_training_is_in_the_contract() -> None:
+    page = (RESULTS.parent / "docs" / "data-contracts.md").read_text()
+    named = set(re.findall(r"`(\w+)`", page[page.index("## Run") : page.index("## Embeddings")]))
+    for run in RUNS:
+        for name in ("summary", "identity"):
+            assert set(read_json(RESULTS / "train" / run / f"{name}.json")) - named <= {"recipe"}
+    painted = pd.read_parquet(RESULTS / "evaluate" / "mad" / "pca.parquet")
+    (columns,) = re.findall(r"^`pca.parquet`.*$", page, re.M)
+    assert set(painted) <= set(re.findall(r"`(\w+)`", columns))
