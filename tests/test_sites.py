@@ -101,7 +101,12 @@ def test_a_site_that_alone_can_validate_costs_both_probes_the_choice(data: Embed
     split = data.tiles["split"].astype("string").where(data.tiles["slide_id"] != "S00", "val")  # of site A
     one = replace(data, tiles=data.tiles.assign(split=split))
     config = EvaluationConfig(sound_strength=0.5, bootstrap_resamples=60)  # none of those to choose from
-    report = {**evaluate_sites(one, config, seed=0), "status": "ok", "split_by": "patient"}
+    report = {
+        **evaluate_sites(one, config, seed=0),
+        "status": "ok",
+        "split_by": "patient",
+        "sources": {"data_digest": "d"},
+    }
     groups = report["columns"]["site"]["groups"]
     for kind in ("left_out", "seen"):
         assert (

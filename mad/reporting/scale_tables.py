@@ -162,6 +162,8 @@ def _site(column: str, name: str) -> list[Column]:
 
 def _strengths(groups: dict[str, dict[str, Any]]) -> str:
     """Of each encoder those of one site's two probes, and how the one that did not see it came by its own."""
-    used = [f"{name} {group['left_out']['strength']:g} / {group['seen']['strength']:g}" for name, group in groups.items()]
+    used = [
+        f"{name} {group['left_out']['strength']:g} / {group['seen']['strength']:g}" for name, group in groups.items()
+    ]
     ways = dict.fromkeys(group["left_out"]["chosen_by"] for group in groups.values())
     return f"{', '.join(used)} ({'; '.join(ways)})"
