@@ -1,4 +1,4 @@
-"""A small `results/` folder for slide-level heads: a cohort with targets, tile tables and dense embeddings, without slides."""
+"""A small `results/` folder for slide-level heads: a sheet with targets, tile tables and dense embeddings, without slides."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from mad.config import Config, parse_config
 from mad.files import write_json, write_parquet
+from mad.slides.sheet import write_sheet
 from mad.tiles.pyramid import Ladder, tile_id
 
 LADDER = (10.0, 40.0)
@@ -36,6 +37,7 @@ def slide_config(results: Path, **changes: Any) -> Config:
     }  # fmt: skip
     value = {
         "results": str(results),
+        "cohort": {"sheet": str(results / "slides.tsv")},
         "tile": {"tile_px": TILE_PX, "magnifications": list(LADDER)},
         "encoders": [{"name": "enc", "spec": "colour"}],
         "mixers": [{"name": "mixer", "encoder": "enc", "width": 16, "depth": 1, "heads": 2, "steps": 0, "warmup": 0}],
@@ -48,7 +50,7 @@ def slide_config(results: Path, **changes: Any) -> Config:
 def fake_slides(
     results: Path, *, patients: int = 40, rows: int = 2, columns: int = 2, seed: int = 0, path: str = "no.tif"
 ) -> None:
-    """Write cohort/, tile/ and embed/enc/dense/ for slides of rows x columns coarse tiles; the first coarse tile is blank.
+    """Write slides.tsv, cohort/, tile/, embed/enc/dense/ for slides of rows x columns coarse tiles; the first coarse tile is blank.
 
     Targets: `fine`, borne by a quarter of the finest tiles of its slides; `lots`, drawn by lot; `level`, a number that shifts every
     tile at any magnification.
@@ -60,10 +62,16 @@ def fake_slides(
     cohort = pd.DataFrame(
         {
             "slide_id": slides, "path": path, "patient_id": [f"P{s}" for s in slides], "annotation": None,
-            "split": "train", "split_by": "patient", "fine": fine.astype(str), "lots": rng.permutation(fine).astype(str),
-            "level": [f"{v:.3f}" for v in level],
+            "split": "train", "split_by": "patient",
         }
     ).astype("string")  # fmt: skip
+    targets = {
+        "fine": fine.astype(str),
+        "lots": rng.permutation(fine).astype(str),
+        "level": [f"{v:.3f}" for v in level],
+    }
+    sheet = cohort[["slide_id", "patient_id", "split"]].assign(path=[f"{slide}.tif" for slide in slides], **targets)
+    write_sheet(results / "slides.tsv", sheet.to_dict("records"))
     write_parquet(results / "cohort" / "slides.parquet", cohort.assign(mpp=0.25))
     ladder, folder = Ladder(LADDER), results / "embed" / "enc" / "dense"
     folder.mkdir(parents=True)

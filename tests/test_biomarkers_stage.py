@@ -9,6 +9,7 @@ from fake_slides import DIM, LADDER, fake_slides, slide_config
 from mad.config import Config, parse_config
 from mad.config.biomarkers import TargetConfig
 from mad.files import MadError, read_json, read_parquet, write_parquet
+from mad.slides.sheet import write_sheet
 from mad.stages import biomarkers, mix
 from mad.stages.slide_tokens import SlideTokens
 
@@ -41,6 +42,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def _run(config: Config, target: str, aggregator: str) -> dict:
     biomarkers.run(config, target, aggregator)
     return read_json(Path(config.results) / "biomarkers" / target / f"{aggregator}.json")
+
+
+def rewrite(sheet: Path, column: str, cells: dict[int, str]) -> None:
+    """Put other cells into some lines of a sheet."""
+    table = pd.read_csv(sheet, sep="\t", dtype=str, keep_default_na=False)
+    table.loc[list(cells), column] = list(cells.values())
+    write_sheet(sheet, table.to_dict("records"))
 
 
 def test_a_target_that_is_there_is_found_and_its_tiles_with_it(made: Config):
@@ -149,9 +157,7 @@ def test_fewer_tiles_are_a_part_of_more_and_are_mixed_anew(made: Config):
 def test_slides_without_tissue_or_value_are_left_out(tmp_path: Path):
     fake_slides(tmp_path)
     config = slide_config(tmp_path)
-    cohort = read_parquet(tmp_path / "cohort" / "slides.parquet")
-    cohort.loc[3, "fine"], cohort.loc[4, "fine"] = None, "  "
-    write_parquet(tmp_path / "cohort" / "slides.parquet", cohort)
+    rewrite(tmp_path / "slides.tsv", "fine", {3: "", 4: "  "})
     dense = tmp_path / "embed" / "enc" / "dense"
     np.save(dense / "S07.npy", np.zeros((0, DIM), np.float32))
     write_parquet(dense / "S07.parquet", read_parquet(dense / "S07.parquet")[:0])
@@ -159,15 +165,32 @@ def test_slides_without_tissue_or_value_are_left_out(tmp_path: Path):
     assert report["slides"] == 37 and report["without_tokens"] == ["S07"]
 
 
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+@pytest.mark.parametrize(
+    "name, folder, mend",
+    [
+        ("mean", "embed/enc/dense", r"run `mad embed` for encoder 'enc' again"),
+        ("mma", "mix/mixer", "run `mad mix mixer` again"),
+    ],
+)
+def test_a_slide_whose_file_is_lost_names_the_command_that_makes_it(
+    made: Config, name: str, folder: str, mend: str, kind: str
+):
+    path = Path(made.results) / folder / f"S03.{kind}"
+    kept = path.rename(path.with_suffix(".kept"))
+    try:
+        with pytest.raises(MadError, match=mend):
+            SlideTokens(made, made.biomarkers.aggregator(name)).read("S03")
+    finally:
+        kept.rename(path)
+
+
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_words_for_no_value_are_neither_classes_nor_faults(tmp_path: Path, task: str, capsys: pytest.CaptureFixture):
     fake_slides(tmp_path)
-    cohort = read_parquet(tmp_path / "cohort" / "slides.parquet")
     column = "fine" if task == "classification" else "level"
-    cohort[column] = cohort[column].astype("string").astype(object)
-    cells = ["NA", "n/a", "NA", " nan ", "[Not Available]", "", None, ".", "<NA>", "Unknown"]
-    cohort.loc[range(10), column] = cells
-    write_parquet(tmp_path / "cohort" / "slides.parquet", cohort.astype({column: "string"}))
+    cells = ["NA", "n/a", "NA", " nan ", "[Not Available]", "", " ", ".", "<NA>", "Unknown"]
+    rewrite(tmp_path / "slides.tsv", column, dict(enumerate(cells)))
     report = _run(slide_config(tmp_path), column, "mean")
     told = {"": 2, ".": 1, "<NA>": 1, "NA": 2, "Unknown": 1, "[Not Available]": 1, "n/a": 1, "nan": 1}
     assert report["without_value"] == told and report["slides"] == 30
@@ -212,6 +235,8 @@ def test_an_absent_encoder_is_told(tmp_path: Path):
     fake_slides(tmp_path, patients=2)
     write_json(tmp_path / "embed" / "enc" / "audit.json", {"status": "absent", "reason": "gated"})
     assert _run(slide_config(tmp_path), "fine", "mean")["reason"] == "gated"
+    for table in ("mean.parquet", "attention/mean.parquet"):  # declared, as those of any other
+        assert read_parquet(tmp_path / "biomarkers" / "fine" / table).empty
 
 
 @pytest.mark.parametrize(

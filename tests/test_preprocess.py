@@ -27,10 +27,11 @@ def results(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tables_follow_their_contracts(results: Path) -> None:
     people = pd.read_parquet(results / "cohort" / "slides.parquet")
-    assert people[["slide_id", "split", "split_by", "grade"]].to_numpy().tolist() == [
-        ["S01", "train", "patient", "1"],
-        ["S02", "test", "patient", "1"],
+    assert people[["slide_id", "split", "split_by"]].to_numpy().tolist() == [
+        ["S01", "train", "patient"],
+        ["S02", "test", "patient"],
     ]
+    assert "grade" not in people  # a target's: another label must not make everything anew
     tiles = pd.read_parquet(results / "tile" / "S01.parquet")
     assert tiles["magnification"].value_counts().to_dict() == {40: 256, 10: 16, 2.5: 1}
     assert set(tiles["status"]) <= {"ok", "blank"}

@@ -63,16 +63,17 @@ class Project:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def planned(self, target: str) -> set[str]:
-        """Jobs that a dry run announces, as `rule` or, where it has a wildcard, `rule:slide` or `rule:encoder`."""
+    def planned(self, *targets: str) -> set[str]:
+        """Jobs that a dry run announces, as `rule` or, where it has wildcards, `rule:slide`, `rule:target/aggregator`."""
         jobs, rule = set(), ""
-        for line in self.snakemake("--cores", "1", "--dry-run", target).splitlines():
+        for line in self.snakemake("--cores", "1", "--dry-run", *targets).splitlines():
             if line.startswith(("rule ", "localrule ")):
                 rule = line.split()[1].rstrip(":")
                 jobs.add(rule)
             elif line.strip().startswith("wildcards: "):
                 jobs.discard(rule)
-                jobs.add(f"{rule}:{line.split('=')[1].strip()}")
+                values = [part.split("=")[1] for part in line.strip().removeprefix("wildcards: ").split(", ")]
+                jobs.add(f"{rule}:{'/'.join(values)}")
         return jobs
 
     def bytes(self) -> dict[str, bytes]:
@@ -267,3 +268,68 @@ def test_a_distillation_waits_for_its_teachers_embeddings_and_more_slides_retrai
     project.write(project.slides[:2])
     del project.config["tile"]
     project.config |= {"runs": [RUN], "encoders": []}
+
+
+class Touched(Project):
+    """Two slide-level targets by two aggregators, finished as far as Snakemake knows: every output is there, none was made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines = [
+            {"slide_id": f"S{n}", "path": f"S{n}.tiff", "patient_id": f"P{n}", "mpp": "0.25", "site": "a",
+             "split": "train" if n else "test", "her2": "pos", "grade": "low", "note": ""}
+            for n in range(3)
+        ]  # fmt: skip
+        self.config = {
+            "results": str(folder / "results"),
+            "cohort": {"sheet": str(folder / "slides.tsv")},
+            "encoders": [{"name": "colour", "spec": "colour"}, {"name": "adapted", "spec": "adapter:head"}],
+            "adapters": [{"name": "head", "encoder": "colour"}],
+            "mixers": [{"name": "mma", "encoder": "colour"}],
+            "biomarkers": {
+                "targets": [{"name": "her2", "column": "her2"}, {"name": "grade", "column": "grade"}],
+                "aggregators": [{"name": "plain", "encoder": "adapted"}, {"name": "mixed", "mixer": "mma"}],
+            },
+        }
+        self.change({})
+        for line in self.lines:
+            (folder / line["path"]).touch()
+        announced = self.snakemake("--cores", "1", "--dry-run", *self.targets).splitlines()
+        for kind, _, paths in (line.strip().partition(": ") for line in announced):
+            for path in paths.split(", ") if kind in ("output", "benchmark") else ():
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).write_text('{"line": ""}')
+        self.snakemake("--cores", "1", "--touch", *self.targets)
+
+    targets = ("qc", "evaluate", "biomarkers")
+
+    def change(self, cells: dict[str, str]) -> None:
+        """Write the sheet, with other cells in the line of the last slide."""
+        write_sheet(self.folder / "slides.tsv", [*self.lines[:-1], self.lines[-1] | cells])
+
+
+def test_a_label_reruns_the_heads_of_its_target_and_what_others_read_whatever_depends_on_it(tmp_path: Path) -> None:
+    project = Touched(tmp_path)
+    project.change({"note": "sent back"})  # nothing reads it
+    assert project.planned(*project.targets) == set()
+    project.change({"grade": "high"})
+    heads = {"biomarkers_aggregator:grade/plain", "biomarkers_aggregator:grade/mixed", "biomarkers"}
+    assert project.planned(*project.targets) == heads
+    every = {f"biomarkers_aggregator:{target}/{name}" for target in ("her2", "grade") for name in ("plain", "mixed")}
+    followers = every | {
+        "cohort",
+        "embed_encoder:colour",
+        "adapt_encoder:head",
+        "mix_regions:mma",
+        "evaluate_encoder:colour",
+    }
+    for cells, more in (
+        ({"split": "val"}, "sample"),
+        ({"patient_id": "P9"}, "cohort"),
+        ({"mpp": "0.5"}, "tile_slide:S2"),
+    ):
+        project.change(cells)
+        assert {more} | followers <= project.planned(*project.targets), cells
+    project.change({})
+    (tmp_path / "results" / "biomarkers" / "her2" / "plain.parquet").unlink()
+    assert project.planned(*project.targets) == {"biomarkers_aggregator:her2/plain", "biomarkers"}

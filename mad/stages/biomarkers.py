@@ -1,6 +1,6 @@
 """Stage `biomarkers`: one target of the cohort sheet by one aggregator, in repeated patient-grouped cross-validation.
 
-Reads cohort/slides.parquet and the tokens (embed/{encoder}/dense/ or mix/{mixer}/); writes, under biomarkers/{target}/,
+Reads the cohort sheet and the tokens (embed/{encoder}/dense/ or mix/{mixer}/); writes, under biomarkers/{target}/,
 `{aggregator}.parquet` (out-of-fold predictions at every share of tiles), `attention/{aggregator}.parquet` (mean attention of each
 token over the heads that tested its slide) and, last, `{aggregator}.json` with every number that a table prints. The folds are
 those of the target's patients, the same for every aggregator; stage `biomarker-report` compares them.
@@ -20,8 +20,9 @@ from mad.evaluation.biomarkers import summarise
 from mad.evaluation.data import plain
 from mad.evaluation.folds import Split, class_strata, patient_folds, value_strata
 from mad.evaluation.slide_heads import Head, Task, fit_head
-from mad.files import MadError, read_parquet, write_json, write_parquet
+from mad.files import MadError, write_json, write_parquet
 from mad.progress import log, track
+from mad.stages.cohort import cohort_table
 from mad.stages.end_to_end import EndToEnd
 from mad.stages.evaluate import choose_device
 from mad.stages.slide_tokens import SlideTokens
@@ -44,10 +45,14 @@ RULES = {
 }
 
 
+PREDICTIONS = ["slide_id", "patient_id", "share", "tokens", "tiles", "truth", "repeat", "fold"]
+ATTENTION = ["slide_id", "name", "kind", "attention"]
+
+
 def run(config: Config, target_name: str, aggregator_name: str) -> None:
     """Cross-validate one aggregator on one target.
 
-    Where its encoder is absent, the JSON says `"status": "absent"` and why.
+    Where its encoder is absent, the JSON says `"status": "absent"` and why, and the tables are empty.
 
     Raises:
         MadError: no such entry, a target that the sheet does not hold or whose classes have too few patients, or no tokens.
@@ -60,9 +65,11 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
     source = tokens.source()
     entries = {"target": target.model_dump(), "aggregator": entry.identity()}
     if source.get("status") == "absent":
+        write_parquet(folder / f"{entry.name}.parquet", pd.DataFrame(columns=PREDICTIONS))
+        write_parquet(folder / "attention" / f"{entry.name}.parquet", pd.DataFrame(columns=ATTENTION))
         write_json(folder / f"{entry.name}.json", {"status": "absent", "reason": source["reason"], **entries})
         return
-    slides, task, without_value = read_target(read_parquet(Path(config.results) / "cohort" / "slides.parquet"), target)
+    slides, task, without_value = read_target(cohort_table(config), target)
     patient_of = dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
     splits = target_folds(config, target, slides)
     bags = {slide: tokens.read(slide) for slide in patient_of}

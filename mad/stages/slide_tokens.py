@@ -112,8 +112,9 @@ class SlideTokens:
         folder = self.results / "mix" / str(self.entry.mixer)
         learns = self.entry.finetune is not None
         if share == 1:
-            if not (folder / f"{slide_id}.npy").exists():
-                raise MadError(f"{folder / slide_id}.npy: no such file; run `mad mix {self.entry.mixer}` again")
+            for path in (folder / f"{slide_id}.npy", folder / f"{slide_id}.parquet"):
+                if not path.exists():
+                    raise MadError(f"{path}: no such file; run `mad mix {self.entry.mixer}` again")
             table = read_parquet(folder / f"{slide_id}.parquet")
             slide = self._regions(slide_id) if learns else None
             if slide is not None and not token_table(slide)[TOKEN].equals(table[TOKEN]):

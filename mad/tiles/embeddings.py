@@ -44,7 +44,7 @@ def read_embeddings(folder: Pathlike, slide: str) -> tuple[pd.DataFrame, np.ndar
     """
     folder = Path(folder)
     path = folder / f"{slide}.npy"
-    if not (folder / f"{slide}.json").exists():  # written last
+    if not all((folder / f"{slide}.{kind}").exists() for kind in ("json", "npy", "parquet")):
         encoder = folder.parent.name if folder.name == "dense" else folder.name
         raise MadError(f"{path}: not embedded whole; run `mad embed` for encoder {encoder!r} again")
     rows = read_parquet(folder / f"{slide}.parquet", ["tile_id"])

@@ -1,11 +1,17 @@
 # Slide-level targets: a job per target and aggregator, then one that compares them. Nothing is made without `biomarkers.targets`.
+AGGREGATED = [
+    "{aggregator}.json",
+    "{aggregator}.parquet",
+    "attention/{aggregator}.parquet",
+]
+
+
 rule biomarkers_aggregator:
     input:
         tokens=aggregator_inputs,
-        cohort=f"{RESULTS}/cohort/slides.parquet",
         tiles=results("tile/{slide}.parquet", slide=SLIDES),
     output:
-        f"{RESULTS}/biomarkers/{{target}}/{{aggregator}}.json",
+        [f"{RESULTS}/biomarkers/{{target}}/{file}" for file in AGGREGATED],
     log:
         f"{RESULTS}/logs/biomarkers/{{target}}/{{aggregator}}.log",
     benchmark:
@@ -25,6 +31,7 @@ rule biomarkers_aggregator:
         target=lambda wildcards: digest(
             TARGETS[wildcards.target].model_dump(mode="json")
         ),
+        cells=target_cells,
         entry=lambda wildcards: digest(AGGREGATORS[wildcards.aggregator].identity()),
         settings=section(
             "biomarkers",
@@ -46,11 +53,14 @@ if TARGETS:
 
     rule biomarkers:
         input:
-            results(
-                "biomarkers/{target}/{aggregator}.json",
-                target=TARGETS,
-                aggregator=AGGREGATORS,
-            ),
+            [
+                results(
+                    f"biomarkers/{{target}}/{file}",
+                    target=TARGETS,
+                    aggregator=AGGREGATORS,
+                )
+                for file in AGGREGATED
+            ],
         output:
             f"{RESULTS}/report/biomarkers.json",
             results(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import get_token
@@ -103,6 +104,11 @@ def training_memory(wildcards):
     """MB of main memory, network and optimiser on a GPU; the same at each try, for most are resumptions."""
     runtime = RUNS[wildcards.run].runtime
     return runtime.processes * (8000 + 1000 * runtime.workers)
+
+
+def cohort_row(row):
+    """What the cohort table holds of a line of the sheet; the synthetic cohort has no sheet whose columns could change alone."""
+    return replace(row, targets={}) if CFG.cohort.sheet else row
 
 
 def slide_file(wildcards):
@@ -217,3 +223,12 @@ def aggregator_inputs(wildcards):
     encoder = entry.encoder or MIXERS[entry.mixer].encoder
     mixer = [f"{RESULTS}/mix/{entry.mixer}/summary.json"] if entry.mixer else []
     return [f"{RESULTS}/embed/{encoder}/audit.json", *mixer]
+
+
+def target_cells(wildcards):
+    """What a target reads of the cohort: whose each slide is, and the cell of its column."""
+    column = TARGETS[wildcards.target].column
+    rows = [{**vars(row), **row.targets} for row in SLIDES.values()]
+    return digest(
+        [[row["slide_id"], row["patient_id"], row.get(column)] for row in rows]
+    )
