@@ -1,5 +1,7 @@
 """The end-to-end part of stage biomarkers: from slides to the same files as any aggregator, resumable fold by fold."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,6 @@ def test_it_writes_what_every_aggregator_writes(made: Path, target: str):
     assert "finetune" in report["rules"] and "finetune" not in one["rules"]
     assert report["aggregator"]["finetune"]["lr"] == 1e-3 and one["aggregator"]["finetune"] is None
     assert report["source"]["weights_sha256"] == load_encoder(config, "enc").audit["weights_sha256"]
-    assert not (made / "results" / "biomarkers" / target / "folds").exists()
 
 
 def test_the_report_sets_it_beside_the_frozen_one(made: Path):
@@ -119,7 +120,7 @@ def test_without_a_learning_rate_it_is_the_frozen_row(made: Path):
 def test_an_interrupted_job_goes_on_with_its_fold(made: Path, monkeypatch: pytest.MonkeyPatch):
     config = configure(made, lr=2e-3)
     whole = run(config)
-    (made / "results" / "biomarkers" / "t" / "tuned.json").unlink()
+    shutil.rmtree(made / "results" / "biomarkers" / "t" / "folds")
     real, done = end_to_end.fit_finetuned, []
 
     def stopped(*given: Any, **named: Any) -> Any:
@@ -140,7 +141,6 @@ def test_an_interrupted_job_goes_on_with_its_fold(made: Path, monkeypatch: pytes
 
 
 def test_other_settings_train_anew(made: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(end_to_end.EndToEnd, "forget", lambda self: None)
     run(configure(made, lr=3e-3))
     real, done = end_to_end.fit_finetuned, []
     monkeypatch.setattr(end_to_end, "fit_finetuned", lambda *a, **named: done.append(1) or real(*a, **named))
@@ -148,6 +148,38 @@ def test_other_settings_train_anew(made: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(done) == 0
     run(configure(made, lr=4e-3))
     assert len(done) == 5
+
+
+def test_other_shares_of_the_tiles_predict_and_train_nothing(made: Path, monkeypatch: pytest.MonkeyPatch):
+    config = configure(made, lr=5e-3)
+    whole = run(config)
+    values = config.model_dump()
+    values["biomarkers"]["tile_shares"] = [1.0, 0.3]
+    monkeypatch.setattr(end_to_end, "fit_finetuned", None)  # nothing is trained
+    again = run(parse_config(values))
+    assert set(again[0]["by_share"]) == {"1", "0.3"} and again[0]["heads"] == whole[0]["heads"]
+    assert again[1].query("share == 1").equals(whole[1].query("share == 1"))
+
+
+def test_a_slide_whose_pixels_changed_trains_anew_and_folds_that_are_no_more_are_gone(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = configure(made, lr=6e-3)
+    run(config)
+    folds = made / "results" / "biomarkers" / "t" / "folds" / "tuned"
+    (folds / "1-0.safetensors").write_bytes(b"of a second repeat")
+    real, done = end_to_end.fit_finetuned, []
+    monkeypatch.setattr(end_to_end, "fit_finetuned", lambda *a, **named: done.append(1) or real(*a, **named))
+    slide = made / "S3.tiff"
+    before = slide.read_bytes(), slide.stat()
+    write_tiff(slide, [np.full((128, 192, 3), 150, np.uint8), np.full((32, 48, 3), 150, np.uint8)], mpp=0.25)
+    embed.run(config, "enc")  # the same tiles of the same names
+    run(config)
+    slide.write_bytes(before[0])
+    os.utime(slide, ns=(before[1].st_atime_ns, before[1].st_mtime_ns))
+    embed.run(config, "enc")
+    assert len(done) == 5
+    assert sorted(path.name for path in folds.iterdir()) == [f"0-{fold}.safetensors" for fold in range(5)]
 
 
 def test_pixels_are_those_that_were_embedded(made: Path):

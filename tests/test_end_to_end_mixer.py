@@ -1,5 +1,6 @@
 """The end-to-end part of stage biomarkers with a mixer: the files of any aggregator, at every share, resumable fold by fold."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,6 @@ def test_it_writes_what_every_aggregator_writes(made: Path, name: str, kinds: se
     assert all(head["mixer_change"] > 0 and head["steps"] in (2, 4, 6) for head in report["heads"])
     assert report["rules"]["finetune_mixer"].startswith("the mixer learns") and "finetune_mixer" not in one["rules"]
     assert report["source"]["weights_sha256"] == read_json(made / "mix" / "mixer" / "summary.json")["weights_sha256"]
-    assert not (made / "biomarkers" / "fine" / "folds").exists()
 
 
 @pytest.mark.parametrize("target", ["fine", "level"])
@@ -84,9 +84,8 @@ def test_without_a_learning_rate_it_is_the_frozen_row(made: Path, target: str):
     np.testing.assert_allclose(attention["attention"], seen["attention"], atol=1e-4)
 
 
-def test_each_fold_mixes_anew_what_is_left_with_its_own_mixer(made: Path, monkeypatch: pytest.MonkeyPatch):
+def test_each_fold_mixes_anew_what_is_left_with_its_own_mixer(made: Path):
     """By hand from the fold's file: weights, thinned regions, tokens, standardisation, attention."""
-    monkeypatch.setattr(end_to_end.EndToEnd, "forget", lambda self: None)
     config = configure(made)
     table = run(config)[1]
     entry, folder = config.biomarkers.aggregator("tuned-all"), made / "biomarkers" / "fine" / "folds" / "tuned-all"
@@ -111,7 +110,6 @@ def test_each_fold_mixes_anew_what_is_left_with_its_own_mixer(made: Path, monkey
 
 
 def test_a_fold_is_kept_when_only_what_the_row_is_set_against_changes(made: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(end_to_end.EndToEnd, "forget", lambda self: None)
     config = configure(made)
     whole = run(config)
     values = config.model_dump()
@@ -126,6 +124,7 @@ def test_a_fold_is_kept_when_only_what_the_row_is_set_against_changes(made: Path
 def test_an_interrupted_job_goes_on_with_its_fold(made: Path, monkeypatch: pytest.MonkeyPatch):
     config = configure(made, lr=2e-2)
     whole = run(config)
+    shutil.rmtree(made / "biomarkers" / "fine" / "folds")
     real, done = end_to_end.fit_finetuned, []
 
     def stopped(*given: Any, **named: Any) -> Any:
@@ -146,7 +145,6 @@ def test_an_interrupted_job_goes_on_with_its_fold(made: Path, monkeypatch: pytes
 
 
 def test_other_settings_other_weights_and_other_embeddings_train_anew(made: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(end_to_end.EndToEnd, "forget", lambda self: None)
     run(configure(made, lr=3e-2))
     real, done = end_to_end.fit_finetuned, []
     monkeypatch.setattr(end_to_end, "fit_finetuned", lambda *a, **named: done.append(1) or real(*a, **named))

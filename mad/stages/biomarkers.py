@@ -114,7 +114,7 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
     }  # fmt: skip
     write_json(folder / f"{entry.name}.json", plain(report))
     if tuning is not None:
-        tuning.forget()
+        tuning.keep(splits)
 
 
 def read_target(cohort: pd.DataFrame, target: TargetConfig) -> tuple[pd.DataFrame, Task, dict[str, int]]:

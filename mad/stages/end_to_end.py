@@ -1,12 +1,11 @@
 """The end-to-end part of stage `biomarkers`: heads with an encoder or a mixer of their own, fold by fold, each stored when done.
 
-Finished folds lie in biomarkers/{target}/folds/{aggregator}/{repeat}-{fold}.safetensors until the aggregator's JSON is written: an
-interrupted job goes on with the fold that it was at.
+Finished folds lie in biomarkers/{target}/folds/{aggregator}/{repeat}-{fold}.safetensors until those of other data or settings take
+their place: an interrupted job goes on with the fold that it was at, and a finished one, asked again, trains nothing.
 """
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from mad.evaluation.bags import Bag
 from mad.evaluation.finetune import FinetunedHead, Learner, fit_finetuned, load_head, save_head
 from mad.evaluation.folds import Split
 from mad.evaluation.slide_heads import Task
-from mad.files import MadError, digest, sha256_file
+from mad.files import MadError, digest, read_json, sha256_file
 from mad.progress import log
 from mad.tiles.embeddings import encoder_digest
 
+VERSION = 1  # raised when the code changes what an unchanged configuration trains
 IGNORED = {"cache_gb", "checkpointing"}  # they change no number but by rounding
 RULE = (
     "the {0} learns with its attention head on the fitted slides of each fold; validation patients tell when to stop; "
@@ -56,8 +56,10 @@ class EndToEnd:
         self._folder = Path(config.results) / "biomarkers" / target.name / "folds" / entry.name
         self._what = f"biomarkers {target.name} {entry.name}"
         own = {"targets", "aggregators", "baseline", "tile_shares", "map_slides", "map_target"}
+        self._dense = Path(config.results) / "embed" / str(entry.encoder) / "dense"
         self._key = {
             **made_from,
+            "version": VERSION,
             "task": digest([task.truth, task.classes]),
             "settings": config.biomarkers.model_dump(mode="json", exclude=own),
             "finetune": entry.finetune.model_dump(mode="json", exclude=IGNORED),
@@ -70,7 +72,7 @@ class EndToEnd:
         """The head of one fold: from its file, or trained and written there."""
         path = self._folder / f"{split.repeat}-{split.fold}.safetensors"
         slides = {
-            side: [[bag.slide_id, *bag.names, *([] if bag.regions is None else [bag.regions.key])] for bag in bags]
+            side: [[bag.slide_id, *bag.names, self._made_from(bag)] for bag in bags]
             for side, bags in zip("fvt", (fit, val, test), strict=True)
         }
         key = {**self._key, "slides": digest(slides), "seed": seed}
@@ -88,11 +90,17 @@ class EndToEnd:
         save_head(head, path, key)
         return head
 
-    def forget(self) -> None:
-        """Take away the folds' files, when all that they tell is written."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self._folder.parent.exists() and not any(self._folder.parent.iterdir()):
-            self._folder.parent.rmdir()
+    def keep(self, splits: list[Split]) -> None:
+        """Take away the files of other folds than these: there were more of them before."""
+        kept = {f"{split.repeat}-{split.fold}.safetensors" for split in splits}
+        for path in self._folder.glob("*.safetensors"):
+            if path.name not in kept:
+                path.unlink()
+
+    def _made_from(self, bag: Bag) -> str:
+        """The key of a slide's embeddings, which tells of the slide's pixels as well."""
+        key: str = bag.regions.key if bag.regions else read_json(self._dense / f"{bag.slide_id}.json")["key"]
+        return key
 
 
 def encoder_learner(config: Config, entry: AggregatorConfig, source: dict[str, Any], device: str) -> Start:
