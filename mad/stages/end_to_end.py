@@ -99,7 +99,9 @@ class EndToEnd:
 
     def _made_from(self, bag: Bag) -> str:
         """The key of a slide's embeddings, which tells of the slide's pixels as well."""
-        key: str = bag.regions.key if bag.regions else read_json(self._dense / f"{bag.slide_id}.json")["key"]
+        if bag.regions is not None:
+            return bag.regions.key
+        key: str = read_json(self._dense / f"{bag.slide_id}.json")["key"]
         return key
 
 
