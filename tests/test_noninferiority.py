@@ -8,12 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_results import fake_config, fake_results
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from mad.config.evaluation import EvaluationConfig
-from mad.evaluation.bootstrap import patient_draws
+from mad.evaluation.bootstrap import patient_draws, percentiles
 from mad.evaluation.data import Embedded, NotApplicableError
-from mad.evaluation.noninferiority import accuracies, coarse_fields, evaluate_noninferiority, fine_fields, verdict
+from mad.evaluation.noninferiority import (
+    accuracies,
+    coarse_fields,
+    evaluate_noninferiority,
+    fine_fields,
+    verdict,
+    widened,
+)
 from mad.files import MadError, read_json, write_json
 from mad.reporting.noninferiority import noninferiority_table
 from mad.stages import evaluate
@@ -81,8 +89,12 @@ def test_accuracies_and_interval_against_references():
     for draw in patient_draws(6, 300, 4):
         chosen = np.concatenate([np.flatnonzero(patients == p) for p in np.repeat(np.arange(6), draw)])
         differences.append(right["student"][chosen].mean() - right["reference"][chosen].mean())
-    expected = np.percentile(differences, [2.5, 97.5])
-    assert found["bootstrap"]["intervals"]["difference"] == pytest.approx(expected.tolist(), abs=0.015)
+    away = np.percentile(differences, [2.5, 97.5]) - found["difference"]
+    expected = found["difference"] + away * np.sqrt(6 / 5) * stats.t.ppf(0.975, 5) / stats.norm.ppf(0.975)
+    assert found["bootstrap"]["intervals"]["difference"] == pytest.approx(expected.tolist(), abs=0.02)
+    of_student = [right["student"].reshape(6, 30)[np.repeat(np.arange(6), d)].mean() for d in patient_draws(6, 300, 4)]
+    plain = np.percentile(of_student, [2.5, 97.5]).tolist()
+    assert found["bootstrap"]["intervals"]["student"] == pytest.approx(plain, abs=0.015)
     assert found["patients"] == {"test": 6} and sum(found["counts"]["test"].values()) == 180
 
 
@@ -125,6 +137,22 @@ def test_the_verdict(interval, expected):
     assert verdict(interval, 0.01) == expected
 
 
+@pytest.mark.parametrize("num_patients", [5, 6, 20])
+def test_a_student_at_the_margin_passes_or_fails_in_one_of_forty(num_patients: int):
+    """1 point worse in truth, 4 points of deviation between patients: 2.5 % each way by rights; of percentiles 8, 7 and 4 %."""
+    rng, trials = np.random.default_rng(0), 800
+    told = {"yes": 0, "no": 0, "undecided": 0}
+    for trial in range(trials):
+        fields = np.full(num_patients, 40)
+        truth = np.clip(rng.normal(0.8, 0.05, num_patients), 0, 1)
+        less = np.clip(truth - 0.01 + rng.normal(0, 0.04, num_patients), 0, 1)
+        sums = {"student": rng.binomial(fields, less), "reference": rng.binomial(fields, truth)}
+        values = accuracies(sums, fields, patient_draws(num_patients, 300, trial).astype(float))["difference"]
+        estimate = (sums["student"].sum() - sums["reference"].sum()) / fields.sum()
+        told[verdict(widened(percentiles(values), estimate, num_patients), 0.01)] += 1
+    assert 0.01 < told["yes"] / trials < 0.045 and 0.01 < told["no"] / trials < 0.045
+
+
 def test_a_good_student_passes_and_a_bad_one_does_not():
     reference = embedded((0.1, 0.4), fields=40)
     cases = {"yes": 0.15, "no": 2.0}
@@ -150,6 +178,7 @@ def test_the_stage_writes_it_and_the_table_prints_it(tmp_path):
     text = table.markdown()
     assert f"{100 * report['student']['accuracy']:.1f}" in text and "third is absent" in text
     assert "Non-inferior, margin 1 points" in text and "Accuracy at 10x" in text and "Reference: mad." in text
+    assert "intervals: 95 % over resampled patients" in text and "t against normal quantiles" in text
     assert "less_against" not in report and "less mad" not in text
     with pytest.raises(MadError, match="evaluate.reference names 'nobody'"):
         fake_config(tmp_path, ["mad"], evaluate={"reference": "nobody"})

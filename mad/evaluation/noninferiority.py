@@ -8,6 +8,13 @@ fitted on the fields of the training patients. With the reference's and the stud
 
 and its 95 % interval from resampled patients: "yes" where it lies above -margin, "no" where it lies below, else "undecided".
 Where it is set against another student (an ablation against the whole), the difference to that one is of the same draws.
+
+A percentile interval over P patients is too narrow for a test where P is small: it lacks sqrt(P / (P - 1)) of its width, and t
+quantiles in the place of normal ones (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). Intervals of the
+differences are widened about the difference by both (`widened`). Of 4,000 simulated students exactly at the margin (40 fields a
+patient), by rights 2.5 % each way, 2.9 % were told "yes" and 2.4 % "no" at 5 patients, 2.6 and 2.9 at 6, 3.2 and 2.3 at 10, 2.7 and
+2.6 at 50; unwidened 8.1 and 8.1, 7.2 and 7.0, 5.1 and 5.0, 3.2 and 3.0. Where the patients' differences are skewed and their fields
+unlike in number, 3.5 and 2.9 at 5 patients, 4.5 and 2.2 at 6.
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import Floats, patient_intervals
@@ -28,7 +36,9 @@ RULES = {
     "student": "embedding of the coarse tile",
     "reference": "mean of the reference's embeddings of the tile's children",
     "probe": "logistic regression on embeddings standardised by the training fields, full batch, L2 strength by validation fields",
-    "difference": "accuracy of the student less that of the reference on the test fields; 95 % interval over patients",
+    "difference": "accuracy of the student less that of the reference on the test fields",
+    "intervals": "95 % over resampled patients: of an accuracy the percentiles; of a difference the percentiles, their distance "
+    "from it widened by sqrt(P / (P - 1)) and t against normal quantiles for P patients",
     "against": "accuracy less that of another encoder at the coarse magnification, on the same fields and draws; trainings are not "
     "resampled",
     "verdict": "yes: the interval lies above -margin; no: below; undecided: neither, or no interval",
@@ -95,6 +105,9 @@ def evaluate_noninferiority(
         for name, other in DIFFERENCES.items()
         if other in report
     }
+    for name, estimate in differences.items():
+        if interval := intervals.get(name):
+            intervals[name] = widened(interval, estimate, len(patients))
     rules = {name: rule for name, rule in RULES.items() if name != "against" or against is not None}
     return plain(
         {
@@ -110,6 +123,12 @@ def accuracies(sums: dict[str, NDArray], fields: NDArray, weights: Floats) -> di
     """Accuracy of each side and the student's differences [r] under weights of the patients [r, P], from sums per patient [P]."""
     found = {side: ratio(weights @ right, weights @ fields) for side, right in sums.items()}
     return found | {name: found["student"] - found[other] for name, other in DIFFERENCES.items() if other in found}
+
+
+def widened(interval: list[float], estimate: float, num_patients: int) -> list[float]:
+    """A 95 % percentile interval over `num_patients` (2 or more) for a test: by 1.58 at 5 patients, 1.44 at 6, 1.04 at 50."""
+    factor = np.sqrt(num_patients / (num_patients - 1)) * stats.t.ppf(0.975, num_patients - 1) / stats.norm.ppf(0.975)
+    return [float(estimate + factor * (edge - estimate)) for edge in interval]
 
 
 def verdict(interval: list[float] | None, margin: float) -> str:
