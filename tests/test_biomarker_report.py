@@ -118,6 +118,19 @@ def test_slides_without_a_value_are_told_by_their_words(made: Config):
     assert "- fine: 3 slides have no value (empty: 1, NA: 2) and are left out." in biomarker_table(found).markdown()
 
 
+def test_slides_that_are_there_twice_and_shares_without_effect_are_noted(made: Config):
+    found = read_json(Path(made.results) / "report" / "biomarkers.json")
+    lines = found["targets"]["fine"]["aggregators"]
+    assert lines["mean"]["copies"] == [] and "WARNING" not in biomarker_table(found).markdown()
+    lines["mean"]["copies"] = [{"slides": ["A1", "B1"], "tokens": 12}]
+    said = "- fine: WARNING: 1 pair(s) of slides of two patients have equal tokens, one trained on while the other is tested"
+    assert f"{said} (A1 and B1)" in biomarker_table(found).markdown()
+    assert "the same tiles at every share" not in tile_table(found).markdown()
+    for numbers in lines["mean"]["by_share"].values():
+        numbers["tiles"] = 3.0
+    assert "- mean, fine: the same tiles at every share" in tile_table(found).markdown()
+
+
 def test_tables_print_what_the_comparison_holds(made: Config):
     folder = Path(made.results) / "report"
     found = read_json(folder / "biomarkers.json")

@@ -84,6 +84,16 @@ def test_difference_is_of_the_slides_that_both_predict():
     assert gap["slides"] == 40 and gap["metrics"]["auroc"]["value"] == 0
 
 
+def test_difference_of_rows_without_a_common_slide_is_nothing():
+    full = _predictions(1.0)
+    full = full[full["share"] == 1]
+    first = full["slide_id"].isin([f"S{n}" for n in range(20)])
+    gap = difference(full[first], full[~first], ["0", "1"], **BOOT)
+    nothing = {"value": None, "interval": None}
+    assert gap == {"slides": 0, "metrics": {"auroc": nothing, "auroc_pooled": nothing}}
+    assert set(difference(full[first], full[~first], None, **BOOT)["metrics"]) == {"r2", "spearman"}
+
+
 def test_few_patients_get_no_interval():
     table = _predictions(1.0, slides=8)
     found = summarise(table[table["share"] == 1], ["0", "1"], SETTINGS, resamples=50, min_patients=5, seed=0)["1"]

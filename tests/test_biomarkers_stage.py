@@ -199,6 +199,69 @@ def test_words_for_no_value_are_neither_classes_nor_faults(tmp_path: Path, task:
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "cells, named",
+    [
+        (["Positive", "positive", "Negative"], "'Positive', 'positive'"),
+        (["1", "1.0", "0"], "'1', '1.0'"),
+        (["grade 1", "Grade  1", "TRUE", "True"], "'Grade  1', 'grade 1'; 'TRUE', 'True'"),
+    ],
+)
+def test_a_class_in_two_spellings_is_refused(cells: list[str], named: str):
+    table = pd.DataFrame({"slide_id": [f"S{n}" for n in range(len(cells))], "her2": cells})
+    with pytest.raises(MadError) as caught:
+        biomarkers.read_target(table, TargetConfig(name="t", column="her2"))
+    assert f"column her2 of the cohort sheet spells a class in several ways: {named}; write" in str(caught.value)
+
+
+def test_more_words_for_no_value():
+    cells = ["[Not Evaluated]", "N.A.", "not_available", "Not tested", "Indeterminate", "Positive"]
+    table = pd.DataFrame({"slide_id": list("abcdef"), "her2": cells})
+    _, task, without_value = biomarkers.read_target(table, TargetConfig(name="t", column="her2"))
+    assert task.classes == ["Indeterminate", "Positive"] and list(without_value) == sorted(cells[:4])
+
+
+def test_a_slide_under_two_patients_is_named(made: Config, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert _run(made, "fine", "mean")["copies"] == _run(made, "fine", "mma")["copies"] == []
+    capsys.readouterr()
+    fake_slides(tmp_path)
+    config, dense = slide_config(tmp_path), tmp_path / "embed" / "enc" / "dense"
+    splits = biomarkers.target_folds(
+        config,
+        config.biomarkers.target("fine"),
+        read_parquet(tmp_path / "cohort" / "slides.parquet").assign(value=lambda table: table["fine"]),
+    )
+    together = sorted(patient[1:] for patient in splits[0].test)
+    apart = sorted(patient[1:] for patient in splits[1].test)
+    for original, copy in ((together[0], apart[0]), (together[1], together[2])):
+        np.save(dense / f"{copy}.npy", np.load(dense / f"{original}.npy"))
+    glass = np.load(dense / f"{together[3]}.npy")
+    glass[:2] = 0
+    np.save(dense / f"{together[3]}.npy", glass)
+    other = np.load(dense / f"{apart[1]}.npy")
+    other[0] = 0
+    np.save(dense / f"{apart[1]}.npy", other)
+    pair = sorted([together[0], apart[0]])
+    assert _run(config, "fine", "mean")["copies"] == [{"slides": pair, "tokens": 51}]
+    said = f"WARNING: 51 equal tokens on {pair[0]} and {pair[1]}, of two patients"
+    assert said in capsys.readouterr().err
+
+
+def test_a_class_that_loses_its_slides_is_named_with_target_row_and_fold(tmp_path: Path):
+    fake_slides(tmp_path)
+    cohort = read_parquet(tmp_path / "cohort" / "slides.parquet")
+    cohort["fine"] = pd.Series(["rare" if n < 5 else "common" for n in range(40)], dtype="string")
+    write_parquet(tmp_path / "cohort" / "slides.parquet", cohort)
+    dense = tmp_path / "embed" / "enc" / "dense"
+    for slide in ("S00", "S01", "S02", "S03"):
+        np.save(dense / f"{slide}.npy", np.zeros((0, DIM), np.float32))
+        write_parquet(dense / f"{slide}.parquet", read_parquet(dense / f"{slide}.parquet")[:0])
+    with pytest.raises(
+        MadError, match="biomarkers fine mean: repeat 0, fold .: no slide of class 'rare' is left to fit on"
+    ):
+        biomarkers.run(slide_config(tmp_path), "fine", "mean")
+
+
 def test_none_and_minus_are_classes(tmp_path: Path):
     """As in a score of plaques (none, sparse, moderate, frequent) and a stain (-, +)."""
     table = pd.DataFrame({"slide_id": list("abcd"), "score": ["none", "sparse", "-", "+"]})

@@ -24,11 +24,13 @@ class TargetConfig(Section):
     name: str = Field(pattern=SLUG)
     """Folder under `results/biomarkers/` and part of every table."""
     column: str
-    """Column of the cohort sheet. Slides without a value are left out: cells that are empty or say so (`NA`, `n/a`, `#N/A`, `NaN`,
-    `null`, `unknown`, `missing`, `not available`, `not applicable`, `not reported`, `.`, `?`, in any case, in brackets or not).
-    `none` and `-` are classes."""
+    """Column of the cohort sheet. Slides without a value are left out: cells that are empty or say so (`NA`, `N.A.`, `n/a`, `#N/A`,
+    `NaN`, `null`, `unknown`, `missing`, `not available`, `not applicable`, `not reported`, `not evaluated`, `not tested`,
+    `not done`, `not performed`, `not determined`, `.`, `?`, in any case, in brackets or not, words apart by spaces or _). `none`
+    and `-` are classes."""
     task: Literal["classification", "regression"] = "classification"
-    """`classification`: every different value is a class. `regression`: numbers."""
+    """`classification`: every different value is a class; values that differ in case alone, or are one number
+    in two spellings (`1`, `1.0`), are refused. `regression`: numbers."""
 
 
 class FinetuneConfig(Section):

@@ -111,8 +111,14 @@ def plain_numbers(predictions: pd.DataFrame, classes: list[str] | None, patients
 def difference(
     one: pd.DataFrame, other: pd.DataFrame, classes: list[str] | None, *, resamples: int, min_patients: int, seed: int
 ) -> dict[str, Any]:
-    """`one` less `other` on the slides that both predict: metric -> value and interval, and how many slides they are."""
+    """`one` less `other` on the slides that both predict: metric -> value and interval, and how many slides they are.
+
+    None for value and interval where they have no slide in common.
+    """
     both = set(one["slide_id"]) & set(other["slide_id"])
+    if not both:
+        names = METRICS["regression" if classes is None else "classification"]
+        return {"slides": 0, "metrics": {name: {"value": None, "interval": None} for name in names}}
     sides = [side[side["slide_id"].isin(both)] for side in (one, other)]
     patients = sorted(sides[0]["patient_id"].unique())
     left, right = (statistic(side, classes, patients) for side in sides)

@@ -2,15 +2,22 @@
 
 The same slide under two names, or a region scanned twice, puts training tiles into the test. Equal bytes decode to equal pixels,
 so the shards' `sha256` tells without reading an image. A tile without structure (glass, a scanner's fill colour) may equal another
-one legitimately and is no duplicate.
+one legitimately and is no duplicate. Slide-level heads read no shards: there equal embeddings tell (`find_copies`).
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from mad.evaluation.bags import Bag
+from mad.evaluation.folds import Split
 
 UNIFORM = 1.0
 """Variance of the Laplacian (grey levels squared) under which a tile has no structure: no tissue, in focus or not, is that even."""
@@ -63,6 +70,37 @@ def find_duplicates(tiles: pd.DataFrame) -> Duplicates:
         num_uniform=int(uniform.sum()),
         slides=_pairs(found),
     )
+
+
+def find_copies(bags: Iterable[Bag], patient_of: Mapping[str, str], splits: list[Split]) -> list[dict[str, Any]]:
+    """Slides of two patients that have equal tokens, one of them trained on while the other is tested: perhaps one slide twice.
+
+    A token that a slide has several times (glass, a collapsed encoder) tells of no other slide.
+
+    Returns:
+        `{"slides": [a, b], "tokens": how many are equal}` of every such pair, most first.
+    """
+    parts = []
+    for bag in bags:
+        digests = [hashlib.blake2b(bag.store[row].tobytes(), digest_size=8).digest() for row in bag.rows]
+        values, times = np.unique(np.frombuffer(b"".join(digests), np.uint64), return_counts=True)
+        parts.append(pd.DataFrame({"slide": bag.slide_id, "digest": values[times == 1]}))
+    tokens = pd.concat(parts, ignore_index=True)
+    twice = tokens[tokens["digest"].duplicated(keep=False)]
+    counts: dict[tuple[str, str], int] = {}
+    for slides in twice.groupby("digest")["slide"].unique():
+        for pair in combinations(sorted(slides), 2):
+            counts[pair] = counts.get(pair, 0) + 1
+    tested = [split.test for split in splits]
+    apart = {
+        (a, b): number
+        for (a, b), number in counts.items()
+        if any((patient_of[a] in side) != (patient_of[b] in side) for side in tested)
+    }
+    return [
+        {"slides": list(pair), "tokens": number}
+        for pair, number in sorted(apart.items(), key=lambda one: (-one[1], one[0]))
+    ]
 
 
 def _pairs(found: pd.DataFrame) -> list[str]:

@@ -81,17 +81,18 @@ def fit_head(
     return fit_attention(fit, val, task, settings, StoredTokens(scaling, device), seed)
 
 
-def check_slides(fit: list[Bag], val: list[Bag], task: Task) -> None:
-    """Fail where a head cannot be fitted.
+def check_slides(fit: list[Bag], val: list[Bag], task: Task, what: str = "a head") -> None:
+    """Fail where a head, `what` in the message, cannot be fitted.
 
     Raises:
         MadError: no slide to fit or to choose on, or a class without one to fit on.
     """
     if not fit or not val:
-        raise MadError(f"a head needs slides to fit and to validate on; it has {len(fit)} and {len(val)}")
+        raise MadError(f"{what}: needs slides to fit and to validate on; it has {len(fit)} and {len(val)}")
     if task.classes is not None and (lost := set(range(len(task.classes))) - {int(code) for code in task.of(fit)}):
         raise MadError(
-            f"no slide of class {task.classes[min(lost)]!r} is left to fit a head on; do its slides lack tissue?"
+            f"{what}: no slide of class {task.classes[min(lost)]!r} is left to fit on; where its slides lack tissue "
+            "(report/qc.html), add patients of it, or leave it empty or merge it with another class in the cohort sheet"
         )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from mad.reporting.table import Block, Cell, Column, Row, Table
 
+SHOWN = 5
+"""Most pairs of slides that a note names."""
 NAMES = {"auroc": "AUROC", "auroc_pooled": "AUROC pooled", "r2": "R²", "spearman": "Spearman"}
 
 
@@ -96,6 +98,12 @@ def tile_table(found: dict[str, Any]) -> Table:
                         row[f"{target} {key}"] = _cell(gap["metrics"][metric])
     rules = _rules(found)
     notes = [f"{name}: {rules[name]}." for name in ("shares", "interval") if name in rules]
+    notes += [
+        f"{name}, {target}: the same tiles at every share, which is of the finest ones."
+        for target, part in found["targets"].items()
+        for name, line in part["aggregators"].items()
+        if len(shares := line.get("by_share", {})) > 1 and len({numbers["tiles"] for numbers in shares.values()}) == 1
+    ]
     return Table(
         name="biomarkers_tiles", title="Tile count against accuracy", blocks=blocks, row_header="Aggregator, share of finest tiles",
         rows=[Row(name=name, cells=row) for name, row in cells.items()], notes=notes,
@@ -153,6 +161,15 @@ def _notes(found: dict[str, Any]) -> list[str]:
         if words := part["without_value"]:
             told = ", ".join(f"{word or 'empty'}: {count}" for word, count in words.items())
             notes.append(f"{target}: {sum(words.values())} slides have no value ({told}) and are left out.")
+        pairs = {tuple(copy["slides"]) for line in part["aggregators"].values() for copy in line.get("copies", [])}
+        if pairs:
+            told = "; ".join(" and ".join(pair) for pair in sorted(pairs)[:SHOWN]) + (
+                "; …" if len(pairs) > SHOWN else ""
+            )
+            notes.append(
+                f"{target}: WARNING: {len(pairs)} pair(s) of slides of two patients have equal tokens, one trained on while the "
+                f"other is tested ({told}): a slide that is there twice is no test."
+            )
     left_out = {
         name: line["without_tokens"]
         for part in parts

@@ -92,7 +92,7 @@ def compare(config: Config, target: str) -> dict[str, Any]:
             if against in tables and share in tables[against]:
                 part["against"] = difference(tables[name][share], tables[against][share], classes, **options)
         lines[name] = {key: report[key] for key in ("slides", "patients", "without_tokens", "by_share")}
-        lines[name]["against"] = against
+        lines[name] |= {"against": against, "copies": report.get("copies", [])}
     task = settings.target(target).task
     return {
         "task": task, "column": settings.target(target).column, "metric": MAIN[task], "classes": classes,

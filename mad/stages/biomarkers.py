@@ -18,20 +18,22 @@ from mad.config.biomarkers import TargetConfig
 from mad.evaluation.bags import Bag
 from mad.evaluation.biomarkers import summarise
 from mad.evaluation.data import plain
+from mad.evaluation.duplicates import find_copies
 from mad.evaluation.folds import Split, class_strata, patient_folds, value_strata
-from mad.evaluation.slide_heads import Head, Task, fit_head
+from mad.evaluation.slide_heads import Head, Task, check_slides, fit_head
 from mad.files import MadError, write_json, write_parquet
 from mad.progress import log, track
 from mad.stages.cohort import cohort_table
 from mad.stages.end_to_end import EndToEnd
-from mad.stages.evaluate import choose_device
+from mad.stages.evaluate import SHOWN, choose_device
 from mad.stages.slide_tokens import SlideTokens
 
 MISSING = {
-    "", ".", "?", "na", "n/a", "#n/a", "nan", "null", "unknown", "missing", "not available", "not applicable", "not reported",
+    "", ".", "?", "na", "n.a.", "n/a", "#n/a", "nan", "null", "unknown", "missing", "not available", "not applicable",
+    "not reported", "not evaluated", "not tested", "not done", "not performed", "not determined",
 }  # fmt: skip
-"""What a cell says that has no value, casefolded and out of brackets ("[Not Available]", "<NA>"). Not "none" and "-", which are
-classes: no plaques, a negative stain."""
+"""What a cell says that has no value, casefolded, out of brackets and with spaces ("[Not Available]", "<NA>", "not_tested").
+Not "none" and "-", which are classes: no plaques, a negative stain."""
 RULES = {
     "folds": "patients, grouped and stratified, dealt by a hash of (seed, patient); one training patient in k validates",
     "auroc": "pairs of slides that one head has tested, ties one half, all folds and repeats together; several classes: each "
@@ -81,15 +83,26 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
         log(f"{what}: {sum(without_value.values())} slides have no value of {target.column} and are left out: {told}")
     if empty:
         log(f"{what}: {len(empty)} slides have no {entry.tokens} token and are left out: {', '.join(empty[:5])}")
+    sides = [
+        [
+            [bags[s] for s, p in patient_of.items() if p in side and s in bags]
+            for side in (split.fit, split.val, split.test)
+        ]
+        for split in splits
+    ]
+    for split, (fit, val, _) in zip(splits, sides, strict=True):
+        check_slides(fit, val, task, f"{what}: repeat {split.repeat}, fold {split.fold}")
+    copies = find_copies(bags.values(), patient_of, splits)
+    for copy in copies[:SHOWN]:
+        told = f"{copy['tokens']} equal tokens on {' and '.join(copy['slides'])}"
+        log(f"{what}: WARNING: {told}, of two patients: one is trained on while the other is tested")
+    if len(copies) > SHOWN:
+        log(f"{what}: WARNING: and on {len(copies) - SHOWN} more pairs of slides")
     tuning = None
     if entry.finetune is not None:
         tuning = EndToEnd(config, target, entry, source, task, device)
     heads: list[tuple[Split, Head]] = []
-    for split in track(splits, what, unit="heads"):
-        fit, val, test = (
-            [bags[s] for s, p in patient_of.items() if p in side and s in bags]
-            for side in (split.fit, split.val, split.test)
-        )
+    for split, (fit, val, test) in track(list(zip(splits, sides, strict=True)), what, unit="heads"):
         seed = int(np.random.SeedSequence([config.seed, split.repeat, split.fold]).generate_state(1)[0])
         kinds = len(tokens.kinds)
         if tuning is not None:
@@ -106,7 +119,7 @@ def run(config: Config, target_name: str, aggregator_name: str) -> None:
         "status": "ok", **entries, "rules": rules, "classes": task.classes, "seed": config.seed, "bootstrap": boot,
         "folds": settings.folds, "repeats": settings.repeats,
         "slides": len(bags), "patients": len({patient_of[slide] for slide in bags}), "without_tokens": empty,
-        "without_value": without_value,
+        "without_value": without_value, "copies": copies,
         "class_slides": count_classes(task, list(bags)),
         "source": {key: source[key] for key in ("weights_sha256", "sha256", "encoder", "steps") if key in source},
         "heads": [{"repeat": s.repeat, "fold": s.fold, "fit": len(s.fit), "val": len(s.val), **h.facts} for s, h in heads],
@@ -121,7 +134,7 @@ def read_target(cohort: pd.DataFrame, target: TargetConfig) -> tuple[pd.DataFram
     """The slides that have a value of the target, their truth, and how many have none, by what their cells say (`MISSING`).
 
     Raises:
-        MadError: the sheet lacks the column, or a regression's value is no number.
+        MadError: the sheet lacks the column, two classes differ in their spelling alone, or a regression's value is no number.
     """
     known = [name for name in cohort.columns if name not in ("path", "annotation", "split_by")]
     if target.column not in cohort:
@@ -129,11 +142,12 @@ def read_target(cohort: pd.DataFrame, target: TargetConfig) -> tuple[pd.DataFram
             f"biomarkers.targets: {target.name!r} wants column {target.column!r}; the cohort sheet has {known}"
         )
     text = cohort[target.column].astype("string").fillna("").str.strip()
-    missing = text.str.strip("[]<>").str.strip().str.casefold().isin(MISSING)
+    missing = text.str.strip("[]<>").str.replace("_", " ").str.strip().str.casefold().isin(MISSING)
     without_value = {str(word): int(count) for word, count in text[missing].value_counts().sort_index().items()}
     slides = cohort[~missing].assign(value=text)
     if target.task == "classification":
         classes = sorted(slides["value"].unique(), key=_natural)
+        _check_spelling(classes, target)
         codes = {name: float(code) for code, name in enumerate(classes)}
         truth = dict(zip(slides["slide_id"], slides["value"].map(codes), strict=True))
         return slides, Task(truth=truth, classes=classes), without_value
@@ -146,6 +160,19 @@ def read_target(cohort: pd.DataFrame, target: TargetConfig) -> tuple[pd.DataFram
         )
     truth = dict(zip(slides["slide_id"], numbers.astype(float), strict=True))
     return slides, Task(truth=truth, classes=None), without_value
+
+
+def _check_spelling(classes: list[str], target: TargetConfig) -> None:
+    """Fail where values of a column are one word in two cases, or one number written in two ways."""
+    spelled: dict[tuple[int, float, str], list[str]] = {}
+    for name in classes:
+        kind, number, _ = _natural(name)
+        spelled.setdefault((kind, number, "" if kind == 0 else " ".join(name.casefold().split())), []).append(name)
+    if twice := [names for names in spelled.values() if len(names) > 1]:
+        raise MadError(
+            f"biomarkers.targets: {target.name!r}: column {target.column} of the cohort sheet spells a class in several ways: "
+            f"{'; '.join(', '.join(map(repr, names)) for names in twice)}; write each in one way, and run `mad cohort` again"
+        )
 
 
 def target_folds(config: Config, target: TargetConfig, slides: pd.DataFrame) -> list[Split]:
