@@ -114,7 +114,7 @@ def test_faults_are_named(changes: dict[str, Any], message: str) -> None:
         seeded(**({"encoders": []} | changes if "runs" in changes else changes))
 
 
-@pytest.mark.parametrize(("name", "methods", "encoders"), [("evidence", 27, 57), ("evidence-null", 9, 25)])
+@pytest.mark.parametrize(("name", "methods", "encoders"), [("evidence", 27, 57), ("evidence-null", 12, 34)])
 def test_shipped_configurations(name: str, methods: int, encoders: int) -> None:
     config = load_config(ROOT / "configs" / f"{name}.yaml")
     assert config.evidence.baseline == "dinov2" and len(config.evidence.groups) == methods
