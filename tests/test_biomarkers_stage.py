@@ -11,6 +11,7 @@ from mad.config.biomarkers import TargetConfig
 from mad.files import MadError, read_json, read_parquet, write_parquet
 from mad.slides.sheet import write_sheet
 from mad.stages import biomarkers, mix
+from mad.stages.cohort import cohort_table
 from mad.stages.slide_tokens import SlideTokens
 
 
@@ -229,7 +230,7 @@ def test_a_slide_under_two_patients_is_named(made: Config, tmp_path: Path, capsy
     splits = biomarkers.target_folds(
         config,
         config.biomarkers.target("fine"),
-        read_parquet(tmp_path / "cohort" / "slides.parquet").assign(value=lambda table: table["fine"]),
+        cohort_table(config).assign(value=lambda table: table["fine"]),
     )
     together = sorted(patient[1:] for patient in splits[0].test)
     apart = sorted(patient[1:] for patient in splits[1].test)
@@ -249,9 +250,7 @@ def test_a_slide_under_two_patients_is_named(made: Config, tmp_path: Path, capsy
 
 def test_a_class_that_loses_its_slides_is_named_with_target_row_and_fold(tmp_path: Path):
     fake_slides(tmp_path)
-    cohort = read_parquet(tmp_path / "cohort" / "slides.parquet")
-    cohort["fine"] = pd.Series(["rare" if n < 5 else "common" for n in range(40)], dtype="string")
-    write_parquet(tmp_path / "cohort" / "slides.parquet", cohort)
+    rewrite(tmp_path / "slides.tsv", "fine", {n: "rare" if n < 5 else "common" for n in range(40)})
     dense = tmp_path / "embed" / "enc" / "dense"
     for slide in ("S00", "S01", "S02", "S03"):
         np.save(dense / f"{slide}.npy", np.zeros((0, DIM), np.float32))

@@ -123,7 +123,8 @@ def common_notes(reports: Reports, *protocols: str) -> list[str]:
                 lines.append(BLOCK_NOTE)
             if number := lookup(report, ("dropped", "without embedding")):
                 lines.append(f"{number:,} tiles without embedding are left out.")
-            digests.setdefault(report["sources"]["data_digest"], []).append(encoder)
+            if digest := lookup(report, ("sources", "data_digest")):  # of tiles of a table there is none
+                digests.setdefault(digest, []).append(encoder)
         if len(digests) > 1:
             apart = "; ".join(", ".join(names) for names in digests.values())
             warnings.append(f"NOT evaluated on the same tiles, run `mad evaluate` for all of them again: {apart}.")
