@@ -26,8 +26,9 @@ report: .venv/installed
 	$(BIN)/snakemake --cores 1 $(OVERRIDE) --report $(RESULTS)/report/report.html
 	@echo "$(RESULTS)/report/report.html"
 
+# A file of tests at a time on every core (8 at most, each takes up to 2 GB), one thread each.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm -s -rs tests/test_slurm.py

@@ -291,7 +291,7 @@ def test_two_processes_agree_with_one(fresh, tmp_path_factory, results, method, 
     write_json(fresh / "config.json", config.model_dump(mode="json"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mad"]
     command = [*launcher, "train", "tiny", "--config", str(fresh / "config.json")]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120)
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr.decode()
     alone = tmp_path_factory.mktemp("alone")
     (alone / "shard").symlink_to(results / "shard")

@@ -285,7 +285,7 @@ def test_two_processes_train_on_uneven_shards(results, tmp_path):
     write_json(path, fakes.tiny_config(tmp_path, entry).model_dump(mode="json"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, "-m", "mad", "train", "tiny", "--config", str(path)], capture_output=True, timeout=120
+        [*launch, "-m", "mad", "train", "tiny", "--config", str(path)], capture_output=True, timeout=600
     )
     assert done.returncode == 0, done.stderr.decode()
     assert len(read_metrics(tmp_path / "train" / "tiny" / "metrics.jsonl")) == 4

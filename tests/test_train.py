@@ -237,7 +237,7 @@ def test_torchrun_with_two_processes_agrees_with_one(fresh, results, tmp_path_fa
     entry["runtime"] |= {"micro_batch": 1, "activation_checkpointing": True}
     config = fakes.tiny_config(fresh, entry)
     process = start(config, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", OMP_NUM_THREADS="1")
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()
     alone = tmp_path_factory.mktemp("alone")
     (alone / "shard").symlink_to(results / "shard")
