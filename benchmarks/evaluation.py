@@ -128,12 +128,13 @@ class Ours:
 
     def cosines(self) -> list[float]:
         c = self.cohort
-        group = c.patient * CLASSES + c.codes
+        slides, codes = ((part[c.parents], part[c.children]) for part in (c.patient, c.codes))
         sums = pair_sums(
-            c.features[c.parents], c.features[c.children], c.parent_of, group[c.parents], group[c.children], PATIENTS * CLASSES
-        )  # fmt: skip
-        same = np.equal.outer(*[np.arange(PATIENTS * CLASSES) % CLASSES] * 2)
-        others = [sums.other_sum[mask].sum() / sums.other_count[mask].sum() for mask in (same, ~same)]
+            c.features[c.parents], c.features[c.children], c.parent_of, slides, PATIENTS, codes, CLASSES
+        ).pooled(np.zeros(PATIENTS, np.int64), 1)  # fmt: skip
+        total, count = sums.others()
+        same = np.eye(CLASSES, dtype=bool)
+        others = [total[0, mask].sum() / count[0, mask].sum() for mask in (same, ~same)]
         return [sums.aligned_sum.sum() / sums.aligned_count.sum(), *others]
 
     def retrieval(self) -> list[float]:

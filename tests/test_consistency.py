@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from mad.config.evaluation import EvaluationConfig
 from mad.evaluation import pair_means
 from mad.evaluation.consistency import evaluate_consistency, test_pairs
 from mad.evaluation.data import Embedded, NotApplicableError
-from mad.evaluation.pair_means import pairs_of
+from mad.evaluation.pair_means import Pairs, pairs_of
 from mad.evaluation.projection import projection
 from mad.metrics.cosine import unit
 from mad.stages.evaluate import load
@@ -150,6 +151,64 @@ def test_one_draw_of_each_patient_gives_every_number_of_the_report(data: Embedde
         for key in path:
             part = part[key]
         assert value == pytest.approx(part), name
+
+
+def random_pairs(slides: int, classes: int, per_slide: int, patients: int, dim: int = 6, seed: int = 0) -> Pairs:
+    """Four children of each parent, a fifth of them of any class; the first slides are of one patient, the others of one each."""
+    generator = np.random.default_rng(seed)
+    num = slides * per_slide
+    parent_of, slide = np.repeat(np.arange(num), 4), np.repeat(np.arange(slides), per_slide)
+    parents = generator.normal(size=(num, dim)).astype(np.float32)
+    code = generator.integers(0, classes, num)
+    return Pairs(
+        parents=parents,
+        children=(parents[parent_of] + generator.normal(size=(4 * num, dim))).astype(np.float32),
+        parent_of=parent_of,
+        parent_slide=slide,
+        child_slide=slide[parent_of],
+        parent_code=code,
+        child_code=np.where(generator.random(4 * num) < 0.2, generator.integers(0, classes, 4 * num), code[parent_of]),
+        classes=[f"class {number}" for number in range(classes)],
+        slides=np.array([f"S{number:05d}" for number in range(slides)]),
+        patient_of_slide=np.array([f"P{max(number - slides + patients, 0):05d}" for number in range(slides)]),
+    )
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_sums_by_patient_and_by_slide_are_those_of_every_pair(classes: int) -> None:
+    pairs = random_pairs(7, classes, 5, patients=4)
+    names = np.append(np.unique(pairs.patient_of_slide), "without slides")
+    _, sums, by_slide = pair_means.measure(pairs, names, CONFIG, seed=0)
+    patient = np.searchsorted(names, pairs.patient_of_slide)
+    mine, theirs = np.eye(5)[patient[pairs.parent_slide]], np.eye(5)[patient[pairs.child_slide]]
+    aligned = pairs.parent_of[None] == np.arange(len(pairs.parents))[:, None]
+    same = pairs.parent_code[:, None] == pairs.child_code[None]
+    same_slide = pairs.parent_slide[:, None] == pairs.child_slide[None]
+    centre = (pairs.parents.mean(0, dtype=float) + pairs.children.mean(0, dtype=float)) / 2
+    for space, at in {"cosine": None, "centred": centre}.items():
+        cosine = unit(pairs.parents, at) @ unit(pairs.children, at).T
+        for name, mask in {"same": same & ~aligned, "diff": ~same & ~aligned}.items():
+            for place, values in enumerate((cosine * mask, mask.astype(float))):
+                assert sums[f"{space} {name}"][place] == pytest.approx(mine.T @ values @ theirs, rel=1e-12, abs=1e-12)
+                inside = mine.T @ (values * same_slide).sum(1)
+                assert sums[f"{space} same_slide {name}"][place] == pytest.approx(inside, rel=1e-12, abs=1e-12)
+        assert sums[f"{space} pos"][0] == pytest.approx(mine.T @ (cosine * aligned).sum(1), rel=1e-12, abs=1e-12)
+    cosine = unit(pairs.parents) @ unit(pairs.children).T
+    slide = np.eye(7)[pairs.parent_slide]
+    for name, mask in {"aligned": aligned, "other": same_slide & ~aligned}.items():
+        assert by_slide["cosine"][name][0] == pytest.approx(slide.T @ (cosine * mask).sum(1), rel=1e-12, abs=1e-12)
+        assert (by_slide["cosine"][name][1] == slide.T @ mask.sum(1)).all()
+
+
+def test_memory_does_not_grow_with_the_square_of_the_slides() -> None:
+    """400 slides of 5 classes have 4 million pairs of (slide, class), 32 MB a number."""
+    pairs = random_pairs(400, 5, 5, patients=20)
+    tracemalloc.start()
+    try:
+        pair_means.measure(pairs, np.unique(pairs.patient_of_slide), CONFIG, seed=0)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_few_patients_give_no_interval(data: Embedded) -> None:

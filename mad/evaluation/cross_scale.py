@@ -73,13 +73,13 @@ def pair_figures(held: HeldOut, embed: Embed, *, seed: int = 0) -> dict[str, Any
     parents, children = embed(held.parents), embed(held.children)
     slides = held.slide[held.parents], held.slide[held.children]
     count = int(slides[0].max()) + 1
-    sums = pair_sums(parents, children, held.parent_of, *slides, count)
-    own = np.trace(sums.aligned_sum) / max(np.trace(sums.aligned_count), 1)
-    others = np.trace(sums.other_count)
+    sums = pair_sums(parents, children, held.parent_of, slides, count)
+    own = sums.aligned_sum.sum() / max(sums.aligned_count.sum(), 1)
+    total, others = (part.sum() for part in sums.others())
     found = retrieval_report(retrieval_sums(parents, children, held.parent_of, *slides, count))
     rank = ranks(parents, children, seed=seed)
     return {
-        "pair_cosine_gap": float(own - np.trace(sums.other_sum) / others) if others else None,
+        "pair_cosine_gap": float(own - total / others) if others else None,
         **{way: rates["at_1"] for way, rates in found.items()},
         **{f"{way}_chance": rates["chance"] for way, rates in found.items()},
         **{f"rankme_{side}": value for side, value in rank.items()},

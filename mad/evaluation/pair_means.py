@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mad.config.evaluation import EvaluationConfig
 from mad.evaluation.bootstrap import patient_intervals
-from mad.evaluation.buckets import Buckets, class_statistics
+from mad.evaluation.buckets import Buckets, ClassSums, class_statistics
 from mad.evaluation.by_patient import SPACES, WAYS, Sums, pair_statistics
 from mad.evaluation.data import Embedded, class_counts
 from mad.evaluation.label_free import retrieval_report, retrieval_sums
@@ -82,7 +82,6 @@ def measure(
         by slide, `cosine` [2, S] and `retrieval` [5, S].
     """
     num_slides, num_classes = len(pairs.slides), max(len(pairs.classes), 1)
-    groups = pairs.parent_slide * num_classes + pairs.parent_code, pairs.child_slide * num_classes + pairs.child_code
     own = pairs.parents.mean(0, dtype=np.float64), pairs.children.mean(0, dtype=np.float64)
     shared = (own[0] + own[1]) / 2
     centres = {"cosine": (None, None), "centred": (shared, shared), "centred_each": own}
@@ -92,13 +91,13 @@ def measure(
     )
     by_slide: dict[str, Any] = {"retrieval": retrieval}
     by_patient: Sums = {}
-    by_class: dict[str, Sums] = {}
-    for space in SPACES:  # one at a time: [slides x classes]^2 numbers each
+    by_class: dict[str, ClassSums] = {}
+    for space in SPACES:
         sums = pair_sums(
-            pairs.parents, pairs.children, pairs.parent_of, *groups, num_slides * num_classes,
-            parent_centre=centres[space][0], child_centre=centres[space][1],
+            pairs.parents, pairs.children, pairs.parent_of, (pairs.parent_slide, pairs.child_slide), num_slides,
+            (pairs.parent_code, pairs.child_code), num_classes, centres=centres[space],
         )  # fmt: skip
-        buckets = Buckets(sums, num_slides, num_classes, pairs.patient_of_slide, patients)
+        buckets = Buckets(sums, pairs.patient_of_slide, patients)
         report[space] = buckets.report()
         by_patient |= {f"{space} {name}": values for name, values in buckets.by_patient().items()}
         by_class[space] = buckets.by_class()

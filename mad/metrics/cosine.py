@@ -1,8 +1,8 @@
 """Mean cosine similarities over ALL parent-child pairs, exactly and without sampling (MAD paper, Table 4).
 
 For unit vectors the sum over all pairs is one inner product of sums, sum_ij p_i . c_j = (sum_i p_i) . (sum_j c_j). Sums per
-group (here: slide and class) in float64 therefore give every mean of Table 4 in O(n d), and keep apart the negatives of the
-same slide, of the same patient and of other patients. Aligned pairs are subtracted from their group: the negatives are left.
+slide and class in float64 therefore give every mean of Table 4 in O(n d): pairs of one slide or of one patient are those within
+a group, pairs of other patients all that are left. Aligned pairs are subtracted: the negatives are left.
 """
 
 from __future__ import annotations
@@ -20,60 +20,86 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class PairSums:
-    """Sums and numbers of cosines by (group of the parent, group of the child), all [G, G]."""
+    """Of G groups of slides and C classes what the sums over all their pairs follow from; an aligned pair is of one slide."""
 
+    parents: Floats
+    """Sums of unit vectors [G, C, d], and"""
+    children: Floats
+    parent_count: NDArray[np.int64]
+    """their numbers [G, C], and"""
+    child_count: NDArray[np.int64]
     aligned_sum: Floats
+    """Cosines of the aligned pairs [G, C, C], by the class of the parent and of the child, and"""
     aligned_count: NDArray[np.int64]
-    other_sum: Floats
-    """Over the pairs that are not aligned."""
-    other_count: NDArray[np.int64]
+    """their number."""
+
+    def pooled(self, group: NDArray, num_groups: int) -> PairSums:
+        """The same of `num_groups` groups of the groups, `group` [G] their codes."""
+        return PairSums(**{name: pool(part, group, num_groups) for name, part in vars(self).items()})
+
+    def others(self) -> tuple[Floats, NDArray[np.int64]]:
+        """Sum of cosines and number of the pairs within each group that are not aligned [G, C, C]."""
+        total = np.matmul(self.parents, self.children.transpose(0, 2, 1)) - self.aligned_sum
+        return total, self.parent_count[:, :, None] * self.child_count[:, None, :] - self.aligned_count
+
+
+def pool(part: NDArray, group: NDArray, num_groups: int) -> NDArray:
+    """Sums of the rows of each group, [G, …] -> [num_groups, …]."""
+    pooled = np.zeros((num_groups, *part.shape[1:]), part.dtype)
+    np.add.at(pooled, group, part)
+    return pooled
 
 
 def pair_sums(
     parents: NDArray,
     children: NDArray,
     parent_of: NDArray,
-    parent_group: NDArray,
-    child_group: NDArray,
-    num_groups: int,
+    slides: tuple[NDArray, NDArray],
+    num_slides: int,
+    codes: tuple[NDArray, NDArray] | None = None,
+    num_classes: int = 1,
     *,
-    parent_centre: NDArray | None = None,
-    child_centre: NDArray | None = None,
+    centres: tuple[NDArray | None, NDArray | None] = (None, None),
     chunk: int = 1024,
 ) -> PairSums:
-    """Sum the cosine of every parent with every child.
+    """Sums by slide and class; time and memory grow with tiles and slides, not with their pairs.
 
     Args:
         parents: embeddings [p, d].
         children: embeddings [c, d].
         parent_of: row of `parents` that child j is aligned with [c].
-        parent_group: [p] and
-        child_group: [c], codes 0 … num_groups - 1.
-        num_groups: G.
-        parent_centre: [d], subtracted from the parents before they are normalised.
-        child_centre: [d], likewise for the children.
+        slides: of the parents [p] and of the children [c], codes 0 … num_slides - 1.
+        num_slides: S.
+        codes: classes of the parents and of the children, 0 … num_classes - 1; None: all one class.
+        num_classes: C.
+        centres: [d], subtracted from the parents and from the children before they are normalised.
         chunk: rows held in float64 at once.
 
     Raises:
-        ValueError: a row is not finite.
+        ValueError: a row is not finite, or a child is of another slide than its parent.
     """
     parent_of = np.asarray(parent_of, np.int64)
-    parent_total = group_sums(parents, parent_group, num_groups, centre=parent_centre, chunk=chunk)
-    child_total = group_sums(children, child_group, num_groups, centre=child_centre, chunk=chunk)
+    parent_slide, child_slide = (np.asarray(part, np.int64) for part in slides)
+    if (strange := parent_slide[parent_of] != child_slide).any():
+        raise ValueError(f"child {int(strange.argmax())} is of another slide than its parent")
+    parent_code, child_code = codes or (np.zeros_like(parent_slide), np.zeros_like(child_slide))
+    groups = parent_slide * num_classes + parent_code, child_slide * num_classes + child_code
+    num_groups, shape = num_slides * num_classes, (num_slides, num_classes)
+    total = [
+        group_sums(rows, group, num_groups, centre=centre, chunk=chunk).reshape(*shape, -1)
+        for rows, group, centre in zip((parents, children), groups, centres, strict=True)
+    ]
     aligned = aligned_cosines(
-        parents, children, parent_of, parent_centre=parent_centre, child_centre=child_centre, chunk=chunk
+        parents, children, parent_of, parent_centre=centres[0], child_centre=centres[1], chunk=chunk
     )
-    cell = np.asarray(parent_group, np.int64)[parent_of] * num_groups + np.asarray(child_group, np.int64)
-    shape = (num_groups, num_groups)
-    aligned_sum = np.bincount(cell, weights=aligned, minlength=num_groups**2).astype(np.float64).reshape(shape)
-    aligned_count = np.bincount(cell, minlength=num_groups**2).reshape(shape)
-    parent_num = np.bincount(np.asarray(parent_group, np.int64), minlength=num_groups)
-    child_num = np.bincount(np.asarray(child_group, np.int64), minlength=num_groups)
+    cell, cells = groups[0][parent_of] * num_classes + child_code, num_groups * num_classes
     return PairSums(
-        aligned_sum=aligned_sum,
-        aligned_count=aligned_count,
-        other_sum=parent_total @ child_total.T - aligned_sum,
-        other_count=np.outer(parent_num, child_num) - aligned_count,
+        parents=total[0],
+        children=total[1],
+        parent_count=np.bincount(groups[0], minlength=num_groups).reshape(shape),
+        child_count=np.bincount(groups[1], minlength=num_groups).reshape(shape),
+        aligned_sum=np.bincount(cell, aligned, minlength=cells).astype(np.float64).reshape(*shape, -1),
+        aligned_count=np.bincount(cell, minlength=cells).reshape(*shape, -1),
     )
 
 
