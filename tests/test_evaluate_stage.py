@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,13 @@ import pytest
 from fake_results import fake_config, fake_results
 
 from mad.config.evaluation import PROTOCOLS
+from mad.evaluation import data
 from mad.files import MadError, read_parquet, write_json, write_parquet
 from mad.reporting.map_table import map_table
 from mad.reporting.scale_tables import scale_table, site_table
 from mad.reporting.tables import table3, table4, table5
 from mad.stages import evaluate, report
+from mad.tiles.embeddings import read_embeddings
 
 QUICK: dict[str, Any] = {
     "probe_steps": 60,
@@ -67,6 +73,47 @@ def test_every_protocol_is_ok_and_says_where_it_comes_from(whole: Path) -> None:
             assert content["sources"]["weights_sha256"] == "0" * 64 and len(content["sources"]["audit_sha256"]) == 64
             assert content["sources"]["data_digest"] == read(whole)["transfer"]["sources"]["data_digest"]
             assert content.get("classes", ["Gray Matter"])[0] == "Gray Matter" and content["rules"]
+
+
+@contextmanager
+def open_files(more: int) -> Iterator[None]:
+    """This process may open `more` files, no further ones."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1000), hard))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(more):
+            os.close(taken.pop())
+        yield
+    finally:
+        for number in taken:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_cohort_may_have_more_slides_than_files_may_be_open(whole: Path) -> None:
+    config = fake_config(whole, ["mad"])
+    before = evaluate.load(config, "mad")
+    with open_files(6):
+        assert np.array_equal(evaluate.load(config, "mad").features, before.features)
+
+
+def test_arrays_that_are_all_held_open_end_in_words(whole: Path) -> None:
+    with open_files(6), pytest.raises(MadError, match=r"npy: too many open files.* may open \d+: `ulimit -n` has to"):
+        _held = [read_embeddings(whole / "embed" / "mad", f"S0{number}") for number in range(8)]
+
+
+def test_embeddings_that_do_not_fit_into_memory_are_not_read(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = fake_config(whole, ["mad"])
+    size = evaluate.load(config, "mad").features.nbytes
+    monkeypatch.setattr(data, "free_bytes", lambda device: size)
+    evaluate.load(config, "mad")
+    monkeypatch.setattr(data, "free_bytes", lambda device: size - 1)
+    with pytest.raises(MadError, match=r"tiles, 16 float32 numbers each, take .* GB are free\..* sample\.max_pairs"):
+        evaluate.load(config, "mad")
 
 
 def test_keys_are_those_of_the_contract(whole: Path) -> None:

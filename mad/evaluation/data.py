@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from mad.evaluation.duplicates import Duplicates, find_duplicates
 from mad.files import MadError
 from mad.metrics.rows import RowSubset
+from mad.training.free_memory import free_bytes
 
 UNLABELLED = -1
 SHEET_COLUMNS = ("site", "scanner")
@@ -96,7 +98,7 @@ def class_counts(codes: NDArray, classes: Sequence[str]) -> dict[str, int]:
 
 def assemble(
     slides: pd.DataFrame,
-    per_slide: Iterable[tuple[str, pd.DataFrame, pd.DataFrame, pd.DataFrame, NDArray]],
+    per_slide: Iterable[tuple[str, pd.DataFrame, pd.DataFrame, pd.DataFrame, Callable[[], NDArray]]],
     *,
     classes: list[str],
     background: str | None,
@@ -106,19 +108,19 @@ def assemble(
     Args:
         slides: cohort table (slide_id, patient_id, split_by; site and scanner where it has them).
         per_slide: for each slide its id, the shard table, the tile table (tile_id, label), the table of embedded tiles
-            (tile_id) and their features [n, d].
+            (tile_id) and what opens their features [n, d], which are not held before they are read.
         classes: class names in order.
         background: the class that stands for glass.
 
     Raises:
-        MadError: no embedded tile at all, an embedding that is not finite, a label that is no class, or a tile, a patient or (where
-            slides are split by block) a coarsest tile with all that it holds on two sides.
+        MadError: no embedded tile at all, more than fit into memory, an embedding that is not finite, a label that is no class, or
+            a tile, a patient or (where slides are split by block) a coarsest tile with all that it holds on two sides.
     """
     patient_of = dict(zip(slides["slide_id"], slides["patient_id"].astype(str), strict=True))
     split_by = str(slides["split_by"].iloc[0]) if "split_by" in slides and len(slides) else "patient"
     tables, places, children, alone, digests = [], [], [], [], []
     dropped = {"without embedding": 0}
-    for slide_id, shard, tile, rows, features in per_slide:
+    for slide_id, shard, tile, rows, stored in per_slide:
         usable = shard[shard["status"] == "ok"] if "status" in shard else shard
         each = usable.drop_duplicates("tile_id")
         if {"sha256", "blur"} <= set(each):
@@ -134,7 +136,7 @@ def assemble(
         dropped["without embedding"] += int(place.isna().sum())
         one, place = one[place.notna()], place[place.notna()].astype(np.int64)
         tables.append(one.assign(slide_id=slide_id, patient_id=patient_of[slide_id]))
-        places.append((features, place.to_numpy()))
+        places.append((stored, place.to_numpy()))
         children.append(usable.loc[usable["role"] == "child", ["kind", "sample_id", "tile_id", "position"]])
         alone.append(usable.loc[usable["role"] == "standalone", "tile_id"])
     if not tables or not sum(map(len, tables)):
@@ -144,7 +146,7 @@ def assemble(
         kept = [~table["tile_id"].isin(duplicates.excluded).to_numpy() for table in tables]
         dropped["duplicate of another tile"] = sum(int((~rows).sum()) for rows in kept)
         tables = [table[rows] for table, rows in zip(tables, kept, strict=True)]
-        places = [(features, place[rows]) for (features, place), rows in zip(places, kept, strict=True)]
+        places = [(stored, place[rows]) for (stored, place), rows in zip(places, kept, strict=True)]
     tiles = pd.concat(tables, ignore_index=True)
     for column in SHEET_COLUMNS:
         if column in slides:
@@ -221,16 +223,31 @@ def _check_blocks(tiles: pd.DataFrame) -> None:
         )
 
 
-def _read(tables: list[pd.DataFrame], places: list[tuple[NDArray, NDArray[np.int64]]]) -> NDArray[np.float32]:
+def _read(
+    tables: list[pd.DataFrame], places: list[tuple[Callable[[], NDArray], NDArray[np.int64]]]
+) -> NDArray[np.float32]:
     """The rows `place` of every slide's features, below one another: read straight into the array that holds them all."""
-    features = np.empty((sum(map(len, tables)), places[0][0].shape[1]), np.float32)
+    shape = sum(map(len, tables)), places[0][0]().shape[1]
+    _check_memory(*shape)
+    features = np.empty(shape, np.float32)
     start = 0
     for table, (stored, place) in zip(tables, places, strict=True):
         block = features[start : start + len(place)]
-        block[:] = stored[place]
+        block[:] = stored()[place]
         _check_finite(block, table)
         start += len(place)
     return features
+
+
+def _check_memory(num_tiles: int, dim: int) -> None:
+    """Fail where the embeddings alone do not fit into memory: filled anyway, the process would be killed without a word."""
+    needed, free = num_tiles * dim * 4, free_bytes(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise MadError(
+            f"the embeddings of {num_tiles} tiles, {dim} float32 numbers each, take {needed / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free. Give the job more memory, half as much again as that, or let sample.max_pairs, "
+            "sample.max_standalone and sample.max_unlabelled (of validation and test: sample.test_share) choose fewer tiles"
+        )
 
 
 def plain(value: Any) -> Any:

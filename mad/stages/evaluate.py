@@ -9,6 +9,7 @@ A protocol without data says `"status": "not applicable"` and why; a number that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,16 +150,20 @@ def _write_sums(folder: Path, sums: dict[str, Any]) -> None:
 
 
 def load(config: Config, encoder: str) -> Embedded:
-    """The embedded tiles of an encoder, joined with their labels and splits."""
+    """The embedded tiles of an encoder, joined with their labels and splits.
+
+    Raises:
+        MadError: a file is missing or contradicts another, or the embeddings do not fit into memory.
+    """
     from mad.evaluation.data import assemble
-    from mad.tiles.embeddings import read_audit, read_embeddings
+    from mad.tiles.embeddings import map_array, read_audit, read_embeddings
 
     results = Path(config.results)
     embed = results / "embed" / encoder
     read_audit(embed)
     slides = cohort_slides(config)
 
-    def per_slide() -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame, pd.DataFrame, NDArray]]:
+    def per_slide() -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame, pd.DataFrame, Callable[[], NDArray]]]:
         for slide in slides["slide_id"]:
             shard = results / "shard" / f"{slide}.parquet"
             if not shard.exists():
@@ -167,13 +172,12 @@ def load(config: Config, encoder: str) -> Embedded:
             table = read_parquet(shard)
             if not len(table):
                 continue
-            rows, features = read_embeddings(embed, slide)
             yield (
                 slide,
                 table,
                 read_parquet(results / "tile" / f"{slide}.parquet", ["tile_id", "label"]),
-                rows,
-                features,
+                read_embeddings(embed, slide)[0],
+                partial(map_array, embed / f"{slide}.npy"),
             )
 
     return assemble(slides, per_slide(), classes=list(config.label.classes), background=config.label.background)

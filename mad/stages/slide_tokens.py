@@ -20,7 +20,7 @@ from mad.config import Config
 from mad.config.biomarkers import AggregatorConfig
 from mad.evaluation.bags import Bag
 from mad.files import MadError, read_json, read_parquet
-from mad.tiles.embeddings import encoder_digest, read_audit, read_embeddings
+from mad.tiles.embeddings import encoder_digest, map_array, read_audit, read_embeddings
 
 if TYPE_CHECKING:
     from mad.training.region_data import SlideRegions
@@ -121,8 +121,7 @@ class SlideTokens:
                 raise MadError(
                     f"{folder / slide_id}.npy: not of the tiles there are now; run `mad mix {self.entry.mixer}` again"
                 )
-            store = np.load(folder / f"{slide_id}.npy", mmap_mode="r", allow_pickle=False)
-            return store, table.reset_index(names="row"), slide
+            return map_array(folder / f"{slide_id}.npy"), table.reset_index(names="row"), slide
         slide = self._regions(slide_id)
         thin = thinned(slide, self._kept(slide.table, share))
         table = token_table(thin).reset_index(names="row")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def read_embeddings(folder: Pathlike, slide: str) -> tuple[pd.DataFrame, np.ndar
     """A slide's table (`tile_id`) and, row for row, its embeddings float32 [n, d], memory-mapped.
 
     Raises:
-        MadError: the slide is not embedded whole, or the two do not fit.
+        MadError: the slide is not embedded whole, the two do not fit, or too many files are open.
     """
     folder = Path(folder)
     path = folder / f"{slide}.npy"
@@ -48,10 +50,28 @@ def read_embeddings(folder: Pathlike, slide: str) -> tuple[pd.DataFrame, np.ndar
         encoder = folder.parent.name if folder.name == "dense" else folder.name
         raise MadError(f"{path}: not embedded whole; run `mad embed` for encoder {encoder!r} again")
     rows = read_parquet(folder / f"{slide}.parquet", ["tile_id"])
-    features = np.load(path, mmap_mode="r", allow_pickle=False)
+    features = map_array(path)
     if features.ndim != 2 or len(features) != len(rows):
         raise MadError(f"{path}: {features.shape} for {len(rows)} tiles; delete it and run `mad embed` again")
     return rows, features
+
+
+def map_array(path: Pathlike) -> np.ndarray:
+    """A stored array, memory-mapped; while it is held, it is one of the files that the process may have open.
+
+    Raises:
+        MadError: too many are.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise MadError(
+            f"{path}: too many open files. Every slide's array is one, and this process may open {soft}: `ulimit -n` has to allow "
+            f"some hundreds more than there are slides. The hard limit is {hard} (`ulimit -Hn`); whoever runs the machine raises it"
+        ) from None
 
 
 def source_key(audit: dict[str, Any], source: str) -> dict[str, Any]:
