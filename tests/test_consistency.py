@@ -211,6 +211,11 @@ def test_memory_does_not_grow_with_the_square_of_the_slides() -> None:
         tracemalloc.stop()
 
 
+def test_patients_are_converted_once_and_anew_where_the_tiles_are_others(data: Embedded) -> None:
+    assert data.patients is data.patients
+    assert set(replace(data, tiles=data.tiles.assign(patient_id="one")).patients) == {"one"}
+
+
 def test_few_patients_give_no_interval(data: Embedded) -> None:
     boot = evaluate_consistency(data, EvaluationConfig(min_patients=6), seed=0)["bootstrap"]
     assert boot["intervals"] is None and boot["reason"] == "5 test patient(s), an interval needs 6"

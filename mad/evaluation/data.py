@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,9 @@ class Embedded:
     def codes(self) -> NDArray[np.int64]:
         return self.tiles["code"].to_numpy(np.int64)
 
-    @property
+    @cached_property
     def patients(self) -> NDArray[Any]:
+        """[n] their names; kept, as the strings of a large cohort take seconds to convert."""
         return self.tiles["patient_id"].to_numpy(str)
 
     @property
