@@ -66,6 +66,11 @@ RUNS: list[tuple[str, str, list[str]]] = [
         [rf"^{name}{N} s" for name in ("AMI", "together")],
     ),
     (
+        "index",
+        "--slides 10 --pairs 2",
+        ["^10 slides, 552 rows of train and val$", *[rf"^{side}{N} s .*{N} GiB held,{N} at" for side in ("mad", "plain")]],
+    ),
+    (
         "loader",
         "--results RESULTS --batch 2 --steps 1 --rounds 1",
         [

@@ -44,3 +44,26 @@ def test_a_cohort_without_any_slide_is_taken_for_a_disk_that_is_not_mounted(tmp_
     command += ["--cores", "1", "--dry-run", "tile", "--configfile", str(tmp_path / "config.json")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0 and "is their disk mounted?" in done.stdout + done.stderr
+
+
+def test_a_training_asks_for_memory_for_its_shards(tmp_path: Path) -> None:
+    """Of each process, by what the tables take on the disk; with some still to be made, for those that are there."""
+    write_sheet(
+        tmp_path / "slides.tsv", [{"slide_id": f"S{n}", "path": f"{n}.svs", "patient_id": f"P{n}"} for n in (1, 2)]
+    )
+    (tmp_path / "1.svs").touch()
+    run = {"name": "large", "method": "mad", "steps": 4, "batch": 4, "warmup": 0, "freeze_last_layer": 0}
+    settings = {
+        "results": str(tmp_path / "results"), "cohort": {"sheet": str(tmp_path / "slides.tsv"), "split_by": "block"},
+        "runs": [run | {"runtime": {"processes": 2, "workers": 3}}], "encoders": [],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    command += ["--cores", "8", "--configfile", str(tmp_path / "config.json"), "--dry-run", "train"]
+    (tmp_path / "results" / "shard").mkdir(parents=True)
+    for rows in (0, 10**6):
+        with (tmp_path / "results" / "shard" / "S1.parquet").open("wb") as file:
+            file.truncate(49 * rows)
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"})
+        told = (done.stdout + done.stderr).split("rule train_run:")[-1]
+        assert f"mem_mb={2 * (11_000 + rows * 588 // 10**6)}," in told, told

@@ -18,7 +18,8 @@ from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.training import views
 from mad.training.data import TrainingSet, batches
-from mad.training.index import Pairs, TileReader, load_index
+from mad.training.index import Pairs, load_index
+from mad.training.tile_reader import TileReader
 
 TRIPLE = "2.5x-10x-40x"
 PLAIN = {"jitter": 0, "grayscale": 0, "blur": [0, 0, 0], "solarize": 0}

@@ -58,7 +58,7 @@ def tensors(batch):
 def test_every_process_sees_tiles_of_the_runs_kinds_and_split_alone(results, mix, mode):
     data = stream_set(results, mix=mix, mix_mode=mode)
     rows = data.index.rows
-    kind_of = rows.assign(kind=rows["kind"].where(rows["role"] != "standalone", "standalone"))
+    kind_of = rows.assign(kind=rows["kind"].astype(str).where(rows["role"] != "standalone", "standalone"))
     kinds_of = kind_of.groupby("tile_id")["kind"].agg(set)
     for rank in (0, 1):
         data.begin(0, rank)

@@ -21,7 +21,8 @@ from mad.config.training import RunConfig
 from mad.files import MadError
 from mad.tiles.shards import decode, encode
 from mad.training.data import TrainingSet, batches
-from mad.training.index import TileReader, load_index
+from mad.training.index import load_index
+from mad.training.tile_reader import TileReader
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,10 @@ def test_reader_never_makes_up_pixels(results, tmp_path):
 @pytest.mark.parametrize(
     ("imported", "read"),
     [
-        ("mad.training.index", f"TileReader(load_index(sys.argv[1], 'train', 4), {fakes.TILE_PX}).read(0)"),
+        (
+            "mad.training.index import *\nfrom mad.training.tile_reader",
+            f"TileReader(load_index(sys.argv[1], 'train', 4), {fakes.TILE_PX}).read(0)",
+        ),
         ("mad.training.stream", "next(resampled({sys.argv[2]: 3}, 4, np.random.default_rng(0)))"),
     ],
 )

@@ -47,7 +47,7 @@ from mad.training.distill import CrossMagnification
 from mad.training.distill_health import choose_field_set
 from mad.training.folder import finished_run, prepare_folder, sole
 from mad.training.health import HealthSet, choose_health_set, forward
-from mad.training.index import Index, load_index
+from mad.training.index import Index, load_indexes
 from mad.training.loop import Run, build_networks, train
 from mad.training.loss_names import loss_names
 from mad.training.method import Method, SelfDistillation
@@ -89,7 +89,7 @@ def _train(
 ) -> None:
     shards = Path(config.results) / "shard"
     slides = [row.slide_id for row in cohort_rows(config)]
-    splits = {split: load_index(shards, split, entry.children, slides) for split in ("train", "val")}
+    splits = load_indexes(shards, ["train", "val"], entry.children, slides)
     index, seed, tile_px = splits["train"], recipe["seed"], recipe["tile_px"]
     source = find_source(entry, Path(config.results))
     start = sha256_file(source.path) if source else None

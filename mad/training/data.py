@@ -24,12 +24,13 @@ from mad.progress import log
 from mad.training import ranks
 from mad.training.batch import Batch, collate, samples_per_process
 from mad.training.features import Features
-from mad.training.index import Index, TileReader
+from mad.training.index import Index
 from mad.training.masking import Masking
 from mad.training.order import SampleOrder, mixing_weights
 from mad.training.pairing import Pairing
 from mad.training.samples import Reader, ViewMaker
 from mad.training.seeds import generators
+from mad.training.tile_reader import TileReader
 from mad.training.views import Views
 
 VIEW_STREAM = 2  # beside the stream of the order

@@ -25,11 +25,12 @@ from mad.metrics.rankme import rankme
 from mad.models.distill import DistillNetwork
 from mad.models.embedding import embed_tiles
 from mad.training.fields import is_whole
-from mad.training.index import Index, TileReader
+from mad.training.index import Index
 from mad.training.objective import Numerics
 from mad.training.pairing import step_of
 from mad.training.samples import read_field
 from mad.training.teacher import Teacher
+from mad.training.tile_reader import TileReader
 from mad.training.views import Image
 
 Stored = npt.NDArray[np.float32]

@@ -27,19 +27,19 @@ class Features:
             MadError: a slide is not embedded whole, was embedded from another shard table, or a tile is missing.
         """
         folder = Path(folder)
-        slides, ids = (index.rows[name].to_numpy() for name in ("slide", "tile_id"))
-        self._slide = np.zeros(len(slides), dtype=np.int64)
-        self._place = np.zeros(len(slides), dtype=np.int64)
+        ids = index.rows["tile_id"]
+        self._slide, slides = pd.factorize(index.rows["slide"])
+        self._place = np.zeros(len(ids), dtype=np.int64)
         self._arrays: list[npt.NDArray[np.float32]] = []
-        for number, slide in enumerate(dict.fromkeys(slides)):
-            rows = np.flatnonzero(slides == slide)
+        ends = np.bincount(self._slide).cumsum()[:-1]
+        for slide, rows in zip(slides, np.split(np.argsort(self._slide, kind="stable"), ends), strict=True):
             table, array = read_embeddings(folder, str(slide))
             check_source(folder, str(slide), index.folder / f"{slide}.parquet")
-            places = pd.Index(table["tile_id"]).get_indexer(ids[rows])
+            places = pd.Index(table["tile_id"]).get_indexer(ids.iloc[rows])
             if (places < 0).any():
-                missing = ids[rows][places < 0][0]
+                missing = ids.iloc[rows[places < 0][0]]
                 raise MadError(f"{folder / f'{slide}.parquet'}: lacks {missing}; run `mad embed {folder.name}` again")
-            self._slide[rows], self._place[rows] = number, places
+            self._place[rows] = places
             self._arrays.append(array)
 
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:

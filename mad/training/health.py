@@ -8,6 +8,7 @@ lie, and how parents find their children. `find_warnings` names what is wrong, w
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ from mad.metrics.rankme import rankme
 from mad.models.heads import Network
 from mad.progress import log
 from mad.training import ranks
-from mad.training.index import Index, TileReader
+from mad.training.index import Index
 from mad.training.objective import Numerics
 from mad.training.ssl import entropy, sinkhorn_knopp
+from mad.training.tile_reader import TileReader
 
 BATCH = 64
 KNN_K = 20  # neighbours, as in the MAD paper's Table 3
@@ -81,15 +83,19 @@ def choose_health_set(indexes: dict[str, Index], tile_px: int, samples: int) -> 
                 )
             continue
         reader = TileReader(index, tile_px)
-        ranked = sorted(
-            (hashlib.sha256(reader.tile_id(parent).encode()).digest(), int(parent), children[children >= 0])
-            for parent, children in zip(index.pairs[kind].parents, index.pairs[kind].children, strict=True)
-        )[:samples]
+        ranked = heapq.nsmallest(
+            samples,
+            (
+                (hashlib.sha256(reader.tile_id(parent).encode()).digest(), int(parent), children[children >= 0])
+                for parent, children in zip(index.pairs[kind].parents, index.pairs[kind].children, strict=True)
+            ),
+        )
         rows = [parent for _, parent, _ in ranked] + [int(rows[key[0] % len(rows)]) for key, _, rows in ranked]
         parents, children = torch.from_numpy(np.stack([reader.read(row) for row in rows])).chunk(2)
         reader.close()
-        slides = index.rows["slide"].to_numpy()
-        return HealthSet(parents, children, source, kind, [(str(slides[row]), reader.tile_id(row)) for row in rows])
+        slides = index.rows["slide"].iloc[rows]
+        tiles = [(str(slide), reader.tile_id(row)) for slide, row in zip(slides, rows, strict=True)]
+        return HealthSet(parents, children, source, kind, tiles)
     raise MadError(
         "train: the shards hold no parent with as many readable children as the run's `children`, in split 'val' or 'train', to "
         "watch the run's health on; lower `children`, or look at the tables of `sample` and `shard`"

@@ -1,29 +1,39 @@
-"""What the shards offer to training: the index of one split's pairs and standalone tiles, and the pixels behind a row.
+"""What the shards offer to training: the index of one split's pairs and standalone tiles.
 
-Read from `shard/{slide}.parquet`; members of the tars are read by offset, so that any sample can be had at any time.
+Read from `shard/{slide}.parquet`; members of the tars are read by offset, so that any sample can be had at any time. A cohort
+has tens of millions of rows: no column holds Python objects, and nothing makes any of a whole column.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mad.config.kinds import STANDALONE
 from mad.files import MadError, Pathlike
-from mad.tiles.shards import decode
-from mad.training.views import Image
 
-COLUMNS = ["tile_id", "kind", "role", "sample_id", "position", "split", "magnification"]
-COLUMNS += ["shard", "offset", "size", "sha256", "status"]
-MAX_OPEN_TARS = 256
+TEXT, NAME = pa.large_string(), pa.dictionary(pa.int32(), pa.large_string())
+NAMES = ["kind", "role", "split", "shard", "status", "slide"]
+SCHEMA = pa.schema(
+    {
+        "tile_id": TEXT, "kind": NAME, "role": NAME, "sample_id": TEXT, "position": pa.int16(), "split": NAME,
+        "magnification": pa.float64(), "shard": NAME, "offset": pa.int64(), "size": pa.int64(), "sha256": TEXT, "status": NAME,
+        "slide": NAME,
+    }
+)  # fmt: skip
+COLUMNS = SCHEMA.names[:-1]  # of a shard table
+DIGESTED = ["kind", "sample_id", "position", "tile_id", "sha256"]
+LINES = 1 << 16  # that are hashed at a time
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,9 @@ class Triples:
 class Index:
     """The readable samples of one split.
 
-    `rows` has one line per tar member (columns of the shard table, and `slide`), `pairs` is keyed by transition ("10x-40x")
-    from coarse to fine, `standalone` holds rows. `digest` identifies the content: ids, places in the grid and pixel digests.
+    `rows` has one line per tar member (columns of the shard table, and `slide`); names are categories, ids lie in Arrow's memory.
+    `pairs` is keyed by transition ("10x-40x") from coarse to fine, `standalone` holds rows. `digest` identifies the content:
+    ids, places in the grid and pixel digests.
     """
 
     folder: Path
@@ -73,29 +84,38 @@ class Index:
         coarse, fine = self.pairs.get(f"{first}-{middle}"), self.pairs.get(f"{middle}-{last}")
         if coarse is None or fine is None:
             return None
-        ids = self.rows["tile_id"].to_numpy()
-        places = pd.Index(ids[fine.parents]).get_indexer(ids[coarse.children.ravel()]).reshape(coarse.children.shape)
-        places = np.where(coarse.children >= 0, places, -1).astype(np.int64)
+        ids, known = pa.array(self.rows["tile_id"]), coarse.children >= 0
+        places = np.full(known.shape, -1, dtype=np.int64)
+        found = pc.index_in(ids.take(pa.array(coarse.children[known])), ids.take(pa.array(fine.parents)))
+        places[known] = found.fill_null(-1).to_numpy()
         usable = (places >= 0).sum(axis=1) >= min_children
         children = np.where(places >= 0, coarse.children, -1)
         return Triples(coarse.parents[usable], children[usable], places[usable], f"{middle}-{last}")
 
     def slide_digests(self) -> dict[str, str]:
         """What `digest` is of all, of each slide."""
-        return {str(slide): _digest(rows) for slide, rows in self.rows.groupby("slide")}
+        rows, places = self.rows[DIGESTED], self.rows.groupby("slide", observed=True).indices
+        return {str(slide): _digest(rows.iloc[places[slide]]) for slide in sorted(places)}
 
     def magnification_counts(self) -> dict[str, int]:
         """Distinct tiles per magnification, keyed as "10x"."""
-        tiles = self.rows.drop_duplicates("tile_id")["magnification"].value_counts().sort_index()
+        tiles = self.rows.groupby("magnification")["tile_id"].nunique()
         return {f"{float(magnification):g}x": int(count) for magnification, count in tiles.items()}  # type: ignore[arg-type]
 
 
 def load_index(folder: Pathlike, split: str, min_children: int, slides: Iterable[str] | None = None) -> Index:
-    """Index the tiles of `split`; pairs with fewer than `min_children` children are left out.
+    """`load_indexes` of one split."""
+    return load_indexes(folder, [split], min_children, slides)[split]
+
+
+def load_indexes(
+    folder: Pathlike, splits: Sequence[str], min_children: int, slides: Iterable[str] | None = None
+) -> dict[str, Index]:
+    """Index the tiles of each of `splits`; pairs with fewer than `min_children` children are left out.
 
     Args:
         folder: of the shard tables.
-        split: "train", "val" or "test".
+        splits: of "train", "val" and "test".
         min_children: children that a pair needs.
         slides: whose tables are read: those of the cohort, so that a slide that was taken off its sheet trains nothing.
             None reads every table of the folder.
@@ -111,123 +131,90 @@ def load_index(folder: Pathlike, split: str, min_children: int, slides: Iterable
         )
     if not paths:
         raise MadError(f"{folder}: no shard tables; make them with `mad shard` before training")
-    tables = [pd.read_parquet(path, columns=COLUMNS).assign(slide=path.stem) for path in paths]
-    rows = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
-    rows = rows[(rows["split"] == split) & (rows["status"] == "ok")]
-    rows = rows.sort_values(["kind", "sample_id", "position"], kind="stable", ignore_index=True)
-    paired = rows[rows["role"] != "standalone"]
-    transitions = sorted(paired["kind"].unique(), key=lambda kind: float(str(kind).split("x-")[0]))
-    pairs = {kind: _pairs(paired[paired["kind"] == kind], min_children) for kind in transitions}
-    standalone = np.flatnonzero((rows["role"] == "standalone").to_numpy()).astype(np.int64)
-    return Index(folder, rows, pairs, standalone, _digest(rows))
+    parts: dict[str, list[pa.Table]] = {split: [SCHEMA.empty_table()] for split in splits}
+    for path in paths:
+        read = _read(path, splits)
+        for split in splits:
+            parts[split].append(read.filter(pc.field("split") == split).cast(SCHEMA))
+    return {split: _index(folder, parts[split], min_children) for split in splits}
 
 
-def _pairs(rows: pd.DataFrame, min_children: int) -> Pairs:
-    """Parents in order of sample id, each with its children by position."""
-    parents = rows[rows["role"] == "parent"]
-    children = rows[rows["role"] == "child"]
-    place = pd.Series(np.arange(len(parents)), index=parents["sample_id"])
-    known = children[children["sample_id"].isin(place.index)]
-    table = np.full((len(parents), int(known["position"].max()) + 1 if len(known) else 1), -1, dtype=np.int64)
-    table[place[known["sample_id"]].to_numpy(), known["position"].to_numpy()] = known.index.to_numpy()
+def _read(path: Path, splits: Sequence[str]) -> pa.Table:
+    """The readable tiles of these splits; of tables without any, no more than the footer is read."""
+    wanted = pc.field("split").isin(splits) & (pc.field("status") == "ok")
+    rows = pq.read_table(path, columns=COLUMNS, filters=wanted, partitioning=None)
+    return rows.append_column("slide", pa.repeat(path.stem, len(rows)))
+
+
+def _index(folder: Path, parts: list[pa.Table], min_children: int) -> Index:
+    """Of all rows, in order of kind, sample and position; `parts` is emptied, and no column is there twice for long."""
+    table = pa.concat_tables(parts)
+    parts.clear()
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    del table
+    names = {name: _category(columns.pop(name)) for name in NAMES}
+    sample = _ranks(columns["sample_id"].combine_chunks())
+    order = np.lexsort((columns["position"].to_numpy(), sample, names["kind"].codes))
+    rows = pd.DataFrame(
+        {
+            name: names.pop(name).take(order) if name in names else _taken(columns.pop(name), order)
+            for name in SCHEMA.names
+        },
+        copy=False,
+    )
+    sample, position = sample[order], rows["position"].to_numpy()
+    role = {name: (rows["role"] == name).to_numpy() for name in ("parent", "child", STANDALONE)}
+    transitions = sorted(rows["kind"][~role[STANDALONE]].unique(), key=lambda kind: float(str(kind).split("x-")[0]))
+    pairs = {}
+    for kind in transitions:
+        own = (rows["kind"] == kind).to_numpy()
+        parents, children = (np.flatnonzero(own & role[name]) for name in ("parent", "child"))
+        pairs[str(kind)] = _pairs(parents, children, sample, position, min_children)
+    return Index(folder, rows, pairs, np.flatnonzero(role[STANDALONE]), _digest(rows))
+
+
+def _category(column: pa.ChunkedArray) -> pd.Categorical:
+    """Names, with their categories in order."""
+    found = pd.Categorical(column.combine_chunks().to_pandas())
+    return found.reorder_categories(sorted(found.categories))
+
+
+def _ranks(texts: pa.LargeStringArray) -> npt.NDArray[np.int64]:
+    """The place of each among the distinct ones in order."""
+    encoded = texts.dictionary_encode()
+    ranks = np.empty(len(encoded.dictionary), dtype=np.int64)
+    ranks[pc.array_sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(ranks))
+    return ranks[encoded.indices.to_numpy()]
+
+
+def _taken(column: pa.ChunkedArray, order: npt.NDArray[np.int64]) -> Any:
+    taken = column.combine_chunks().take(pa.array(order))
+    return pd.arrays.ArrowStringArray(taken) if taken.type == TEXT else taken.to_numpy()
+
+
+def _pairs(
+    parents: npt.NDArray[np.int64],
+    children: npt.NDArray[np.int64],
+    sample: npt.NDArray[np.int64],
+    position: npt.NDArray[np.int16],
+    min_children: int,
+) -> Pairs:
+    """Parents in order of sample id, each with its children by position; `sample` and `position` are those of all rows."""
+    place = np.full(sample.max(initial=0) + 1, -1, dtype=np.int64)
+    place[sample[parents]] = np.arange(len(parents))
+    children = children[place[sample[children]] >= 0]
+    table = np.full((len(parents), int(position[children].max(initial=0)) + 1), -1, dtype=np.int64)
+    table[place[sample[children]], position[children]] = children
     usable = (table >= 0).sum(axis=1) >= min_children
-    return Pairs(parents.index.to_numpy(dtype=np.int64)[usable], table[usable])
+    return Pairs(parents[usable], table[usable])
 
 
 def _digest(rows: pd.DataFrame) -> str:
-    columns = rows[["kind", "sample_id", "position", "tile_id", "sha256"]].astype(str)
-    text = columns["kind"].str.cat([columns[name] for name in columns.columns[1:]], sep="\t")
-    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
-
-
-def readable(data: bytes | memoryview) -> Image | None:
-    """The image [h, w, 3] that `data` encodes, or None where it encodes none."""
-    try:
-        return decode(data)
-    except (RuntimeError, ValueError):  # of imagecodecs, of simplejpeg
-        return None
-
-
-def mend_tar(error: BaseException | None = None) -> str:
-    """What mends a tar that could not be read."""
-    return (
-        "mend its permissions"
-        if isinstance(error, PermissionError)
-        else "cut this slide's shards again with `mad shard`"
-    )
-
-
-def not_a_tile(where: str, image: Image | None, tile_px: int) -> MadError:
-    """What to raise for another image than the table's, an unreadable one or one of another size; `where` names tar and tile."""
-    found = (
-        "is no readable image, or not that of its table"
-        if image is None
-        else f"has {image.shape[1]} x {image.shape[0]} px"
-    )
-    return MadError(f"{where} {found} (tile_px is {tile_px}); {mend_tar()}")
-
-
-class TileReader:
-    """Decodes tiles by row of an index; keeps the tars open. Safe to use after a fork: reads carry their own position; for one
-    thread.
-
-    A tile's bytes are compared with the digest of its table when they are first read, as shards do not change under a run.
-    They are read into one space for all: with new memory for each, and for its pixels, the heap grows and shrinks every time.
-    """
-
-    def __init__(self, index: Index, tile_px: int) -> None:
-        self.tile_px = tile_px
-        self._folder = index.folder
-        self._ids = index.rows["tile_id"].to_numpy()
-        tars, self._tars = pd.factorize(index.rows["shard"])
-        offsets, sizes = (index.rows[name].to_numpy(dtype=np.int64) for name in ("offset", "size"))
-        self._places = np.column_stack([tars, offsets, sizes])
-        self._space = bytearray(sizes.max(initial=0))
-        self._digests = index.rows["sha256"].to_numpy()
-        self._positions = index.rows["position"].to_numpy()
-        self._known = bytearray(len(index.rows))
-        self._open: OrderedDict[int, int] = OrderedDict()
-
-    def tile_id(self, row: int) -> str:
-        """The id of the tile in `row`."""
-        return str(self._ids[row])
-
-    def position(self, row: int) -> int:
-        """The place of the child in `row` under its parent, row-major; -1 for other tiles."""
-        return int(self._positions[row])
-
-    def read(self, row: int) -> Image:
-        """The RGB pixels [tile_px, tile_px, 3] of the tile in `row`.
-
-        Raises:
-            MadError: the tar is missing, the bytes are not those of its table or no image, or the image's size differs.
-        """
-        tar, offset, size = self._places[row].tolist()
-        space = memoryview(self._space)[:size]
-        data = space[: os.preadv(self._descriptor(tar), [space], offset)]
-        if not self._known[row]:
-            self._known[row] = hashlib.sha256(data).hexdigest() == self._digests[row]
-        image, tile_px = readable(data) if self._known[row] else None, self.tile_px
-        if image is None or image.shape != (tile_px, tile_px, 3):
-            where = f"{self._folder / str(self._tars[tar])}: tile {self.tile_id(row)} at byte {offset}"
-            raise not_a_tile(where, image, tile_px)
-        return image
-
-    def _descriptor(self, tar: int) -> int:
-        if tar in self._open:
-            self._open.move_to_end(tar)
-            return self._open[tar]
-        path = self._folder / str(self._tars[tar])
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise MadError(f"{path}: {error.strerror}; {mend_tar(error)}") from None
-        self._open[tar] = descriptor
-        if len(self._open) > MAX_OPEN_TARS:
-            os.close(self._open.popitem(last=False)[1])
-        return descriptor
-
-    def close(self) -> None:
-        """Close every tar."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+    found = hashlib.sha256()
+    for start in range(0, len(rows), LINES):
+        part = rows.iloc[start : start + LINES]
+        lines = pc.binary_join_element_wise(
+            *(pa.array(part[name]).cast(TEXT) for name in DIGESTED), pa.scalar("\t", TEXT)
+        )
+        found.update(("\n" * bool(start) + "\n".join(lines.to_pylist())).encode())
+    return found.hexdigest()[:16]

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from mad.config.kinds import is_triple
 from mad.config.training import RunConfig
@@ -38,7 +39,7 @@ class Pairing:
             if triples := index.triples(kind, run.children // 2):
                 self._families[kind] = triples
         self._families = {kind: family for kind, family in self._families.items() if len(family.parents)}
-        slides = index.rows["slide"].to_numpy()
+        slides = pd.factorize(index.rows["slide"])[0]
         self._neighbours = {kind: _by_slide(slides[family.parents]) for kind, family in self._families.items()}
         self.usable: dict[str, Places] = {
             kind: np.array([n for n, near in enumerate(lists) if not self.shuffled or len(near) > 1], dtype=np.int64)
@@ -93,10 +94,7 @@ def steps_of(kind: str) -> tuple[int, ...]:
     return tuple(round(fine / coarse) for coarse, fine in pairwise(magnifications))
 
 
-def _by_slide(slides: npt.NDArray[np.object_]) -> list[Places]:
+def _by_slide(slides: Places) -> list[Places]:
     """For each sample the places of its slide's samples, itself among them, ascending; samples of a slide share one array."""
-    members: dict[str, list[int]] = {}
-    for place, slide in enumerate(slides):
-        members.setdefault(slide, []).append(place)
-    shared = {slide: np.array(places, dtype=np.int64) for slide, places in members.items()}
+    shared = np.split(np.argsort(slides, kind="stable"), np.bincount(slides).cumsum()[:-1])
     return [shared[slide] for slide in slides]

@@ -32,7 +32,8 @@ from mad.files import MadError
 from mad.progress import log
 from mad.tiles.pyramid import parse_tile_id, tile_id
 from mad.training.data import TrainingSet
-from mad.training.index import Index, mend_tar, not_a_tile, readable
+from mad.training.index import Index
+from mad.training.tile_reader import mend_tar, not_a_tile, readable
 from mad.training.views import Image
 
 STREAM = 4  # beside the streams of order, views and masks
@@ -88,7 +89,7 @@ class StreamSet(TrainingSet):
     ) -> None:
         super().__init__(index, run, tile_px, local_px, seed, grid)
         self._base = run.runtime.shard_url or str(index.folder.resolve())
-        tars = index.rows.groupby("shard").indices
+        tars = index.rows.groupby("shard", observed=True).indices
         self.reader = MemberReader(
             tile_px, index.rows, {shard_url(self._base, str(tar)): rows for tar, rows in tars.items()}
         )
@@ -137,8 +138,8 @@ def _digests(rows: pd.DataFrame, places: dict[str, npt.NDArray[np.int64]], url: 
 def shard_sizes(index: Index, kind: str) -> dict[str, int]:
     """Samples in each tar of a kind, by the tar's path below the folder of shards."""
     rows = index.standalone if kind == STANDALONE else index.pairs[kind].parents
-    names, counts = np.unique(index.rows["shard"].to_numpy()[rows].astype(str), return_counts=True)
-    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+    tars, names = pd.factorize(index.rows["shard"].iloc[rows], sort=True)
+    return dict(zip(map(str, names), np.bincount(tars).tolist(), strict=True))
 
 
 def shard_url(base: str, shard: str) -> str:
