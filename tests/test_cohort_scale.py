@@ -18,10 +18,10 @@ NUM_SLIDES = 1000
 
 @pytest.mark.parametrize("there", [True, False], ids=["files", "no files"])
 def test_a_dry_run_lists_every_job_of_a_large_cohort(tmp_path: Path, there: bool) -> None:
-    records = [{"slide_id": f"S{n}", "path": f"{n}.svs", "patient_id": f"P{n // 2}"} for n in range(NUM_SLIDES)]
-    write_sheet(tmp_path / "slides.tsv", records)
-    for record in records if there else records[:1]:
-        (tmp_path / record["path"]).touch()
+    rows = [{"slide_id": f"S{n}", "path": f"{n}.svs", "patient_id": f"P{n // 2}"} for n in range(NUM_SLIDES)]
+    write_sheet(tmp_path / "slides.tsv", rows)
+    for row in rows if there else rows[:1]:
+        (tmp_path / row["path"]).touch()
     settings = {"results": str(tmp_path / "results"), "cohort": {"sheet": str(tmp_path / "slides.tsv")}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(ROOT)]
@@ -30,9 +30,18 @@ def test_a_dry_run_lists_every_job_of_a_large_cohort(tmp_path: Path, there: bool
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     lines = (done.stdout + done.stderr).splitlines()
     jobs = Counter(line.split()[1].rstrip(":") for line in lines if line.startswith(("rule ", "localrule ")))
-    assert jobs == {"tile_slide": NUM_SLIDES, "sample": 1, "shard_slide": NUM_SLIDES, "shard_cohort": 1}
+    assert jobs == {"tile_slide": NUM_SLIDES, "tiled": 1, "sample": 1, "shard_slide": NUM_SLIDES, "shard_cohort": 1}
     wildcards = Counter(line.strip() for line in lines if line.strip().startswith("wildcards: slide="))
     assert wildcards == {f"wildcards: slide=S{n}": 2 for n in range(NUM_SLIDES)}
+    records, num_inputs = 0, 0  # what Snakemake writes down: every input of a job for every output of it
+    for kind, _, paths in (line.strip().partition(": ") for line in lines):
+        if kind == "input":
+            num_inputs = paths.count(", ") + 1
+        elif kind == "output":
+            records += num_inputs * (paths.count(", ") + 1)
+        elif kind.startswith(("rule ", "localrule ")):
+            num_inputs = 0
+    assert 4 * NUM_SLIDES < records < 10 * NUM_SLIDES
 
 
 def test_a_cohort_without_any_slide_is_taken_for_a_disk_that_is_not_mounted(tmp_path: Path) -> None:

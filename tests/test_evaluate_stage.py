@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import re
 import resource
 import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,13 +20,15 @@ import pandas as pd
 import pytest
 from fake_results import fake_config, fake_results
 
+from mad.config import parse_config
 from mad.config.evaluation import PROTOCOLS
 from mad.evaluation import data
 from mad.files import MadError, read_parquet, write_json, write_parquet
 from mad.reporting.map_table import map_table
 from mad.reporting.scale_tables import scale_table, site_table
 from mad.reporting.tables import table3, table4, table5
-from mad.stages import evaluate, report
+from mad.slides.sheet import write_sheet
+from mad.stages import evaluate, qc, report, shard
 from mad.tiles.embeddings import read_embeddings
 
 QUICK: dict[str, Any] = {
@@ -332,6 +336,41 @@ def test_table_2_counts_the_shards(whole: Path) -> None:
     grand = pd.read_csv(whole / "report" / "tables" / "table2.csv").set_index("tissue class").loc["Grand Total"]
     assert grand["unique"] == shards["tile_id"].nunique()
     assert grand["total"] == (shards["role"] == "child").sum() + (shards["role"] == "standalone").sum()
+
+
+def test_tables_of_slides_are_held_one_after_the_other(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cohort's tables together are tens of GB."""
+    for part in ("cohort", "tile", "shard"):
+        shutil.copytree(whole / part, tmp_path / part)
+    held: list[Any] = []
+    most = 0
+
+    def read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+        nonlocal most
+        table = read_parquet(path, columns)
+        if path.parent.name in ("tile", "shard"):
+            held.append(weakref.ref(table))
+            most = max(most, sum(ref() is not None for ref in held))
+        return table
+
+    for stage in (report, qc, shard):
+        monkeypatch.setattr(stage, "read_parquet", read)
+    report.run(fake_config(tmp_path, []))
+    slides = sorted(path.stem for path in (tmp_path / "shard").glob("*.parquet"))
+    assert len(held) == 2 * len(slides) >= 10 and most <= 4
+    rows = [{"slide_id": name, "path": name, "patient_id": name, "split": "train"} for name in slides]
+    write_sheet(tmp_path / "slides.tsv", rows)
+    held.clear()
+    most = 0
+    shard.run_cohort(parse_config({"results": str(tmp_path), "cohort": {"sheet": str(tmp_path / "slides.tsv")}}))
+    assert len(held) == len(slides) and most <= 2
+    found = pd.concat(read_parquet(tmp_path / "shard" / f"{name}.parquet") for name in slides).query("status == 'ok'")
+    content = "\n".join(found["kind"] + found["tile_id"] + found["sha256"])
+    summary = json.loads((tmp_path / "shard" / "cohort.json").read_text())
+    assert summary["sha256"] == hashlib.sha256(content.encode()).hexdigest()
+    assert sum(summary["tiles"].values()) == len(found)
 
 
 def test_same_input_same_bytes(whole: Path, tmp_path: Path) -> None:

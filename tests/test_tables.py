@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from mad.reporting import published
-from mad.reporting.composition import table2
+from mad.reporting.composition import Composition, table2
 from mad.reporting.from_json import BLOCK_NOTE, of_part
 from mad.reporting.qc import health_table, time_table
 from mad.reporting.table import Block, Cell, Column, Row, Table
@@ -184,8 +184,17 @@ def shard_rows() -> pd.DataFrame:
     return frame.assign(status="ok")
 
 
+def counted(*slides: pd.DataFrame) -> Composition:
+    found = Composition()
+    for slide in slides:
+        found.add(slide)
+    return found
+
+
 def test_table_2_counts_as_the_paper_and_as_tiles() -> None:
-    table = table2(shard_rows(), classes=CLASSES, background="Background", ladder=[2.5, 10, 40], split_by="patient")
+    table = table2(
+        counted(shard_rows()), classes=CLASSES, background="Background", ladder=[2.5, 10, 40], split_by="patient"
+    )
     rows = {row.name: {key: cell.value for key, cell in row.cells.items()} for row in table.rows}
     gray = rows["Gray Matter"]
     assert gray["2.5x-10x"] == "1 → 16" and gray["10x-40x"] == "2 → 32"
@@ -202,10 +211,21 @@ def test_table_2_counts_as_the_paper_and_as_tiles() -> None:
     assert "Unlabelled" not in rows and BLOCK_NOTE not in table.notes
 
 
+def test_table_2_adds_up_slides() -> None:
+    options = {"classes": CLASSES, "background": "Background", "ladder": [2.5, 10, 40], "split_by": "patient"}
+    both = [shard_rows().assign(**{key: shard_rows()[key] + n for key in ("tile_id", "sample_id")}) for n in "ab"]
+    both[1].loc[::7, "label"] = None
+    both[0].loc[::5, "status"] = "unreadable"
+    whole = pd.concat([both[0], shard_rows().iloc[:0], both[1]])
+    apart = counted(both[0], shard_rows().iloc[:0], both[1])
+    assert apart == counted(whole) and apart.unreadable == (whole["status"] != "ok").sum() > 0
+    assert table2(apart, **options).markdown() == table2(counted(whole), **options).markdown()
+
+
 def test_table_2_is_printed_as_in_the_paper_and_ours_apart() -> None:
     """Columns, order and words of the paper's Table 2; what it does not print is a block of its own."""
     text = table2(
-        shard_rows(), classes=CLASSES, background="Background", ladder=[2.5, 10, 40], split_by="patient"
+        counted(shard_rows()), classes=CLASSES, background="Background", ladder=[2.5, 10, 40], split_by="patient"
     ).markdown()
     lines = text.splitlines()
     start = lines.index("## As in the paper") + 2
@@ -226,7 +246,7 @@ def test_table_2_shows_unlabelled_and_unreadable_tiles_and_the_block_note() -> N
     tiles = shard_rows()
     tiles.loc[tiles["label"] == "White Matter", "label"] = None
     tiles.loc[tiles["tile_id"] == "g0", "status"] = "unreadable"
-    table = table2(tiles, classes=CLASSES, background="Background", ladder=[2.5, 10, 40], split_by="block")
+    table = table2(counted(tiles), classes=CLASSES, background="Background", ladder=[2.5, 10, 40], split_by="block")
     rows = {row.name: row.cells for row in table.rows}
     assert rows["Unlabelled"]["10x-40x"].value == "1 → 16" and rows["Gray Matter"]["standalone"].value == 0
     assert any("1 rows are unreadable" in note for note in table.notes) and BLOCK_NOTE in table.notes
@@ -236,7 +256,8 @@ def test_table_2_shows_unlabelled_and_unreadable_tiles_and_the_block_note() -> N
 def test_empty_cohort_has_tables_too() -> None:
     empty = shard_rows().iloc[:0]
     assert (
-        "Grand Total" in table2(empty, classes=CLASSES, background=None, ladder=[10, 40], split_by="patient").markdown()
+        "Grand Total"
+        in table2(counted(empty), classes=CLASSES, background=None, ladder=[10, 40], split_by="patient").markdown()
     )
     for table in (table3(["a"], {}, CLASSES), table4(["a"], {}), table5(["a"], {})):
         assert "a is absent: evaluate/a/" in table.markdown()

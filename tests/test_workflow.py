@@ -129,6 +129,35 @@ def test_a_changed_cap_samples_anew_but_tiles_nothing(project: Project) -> None:
     project.config["sample"] = kept
 
 
+def test_tables_and_selections_that_are_missing_are_made_again_where_they_are_needed(
+    project: Project, tmp_path: Path
+) -> None:
+    results = Path(str(project.config["results"]))
+    table, selection, shards = (results / stage / "S01.parquet" for stage in ("tile", "sample", "shard"))
+    shutil.move(selection, tmp_path / "selection")
+    shutil.move(shards, tmp_path / "shards")
+    jobs = {"tiled", "sample", "shard_slide:S01"}
+    assert project.planned(str(shards)) == jobs and project.planned(str(selection)) == {"tiled", "sample"}
+    shutil.move(table, tmp_path / "table")
+    assert project.planned(str(shards)) == jobs | {"tile_slide:S01"}
+    for path, name in ((table, "table"), (selection, "selection"), (shards, "shards")):
+        shutil.move(tmp_path / name, path)
+    assert project.planned("shard_cohort") == set()
+
+
+def test_tables_that_changed_are_selected_from_though_the_workflow_was_stopped_before(project: Project) -> None:
+    results = Path(str(project.config["results"]))
+    annotation = project.folder / "S01.geojson"
+    original = annotation.read_text()
+    annotation.write_text(original.replace("White Matter", "Gray Matter"))
+    project.snakemake("--cores", "2", "--until", "tiled", "--", "shard_cohort")
+    assert (results / "tile" / "all.txt").exists()
+    assert "sample" in project.planned("shard_cohort") and "tile_slide:S01" not in project.planned("shard_cohort")
+    annotation.write_text(original)
+    project.snakemake("--cores", "2", "shard_cohort")
+    assert not (results / "tile" / "all.txt").exists() and project.planned("shard_cohort") == set()
+
+
 def test_adding_a_slide_tiles_that_slide_alone_and_does_not_retrain(project: Project) -> None:
     project.snakemake("--cores", "2", "train")
     weights = Path(str(project.config["results"])) / "train" / "tiny" / "encoder" / "model.safetensors"

@@ -34,12 +34,29 @@ def test_rules_are_found() -> None:
 @pytest.mark.parametrize("name", WORKING)
 def test_a_rule_names_what_a_cluster_needs(name: str) -> None:
     text = RULES[name]
-    for key in ("log:", "benchmark:", "conda:"):
+    for key in ("log:", "conda:"):
         assert key in text, key
     assert "{log} 2>&1" in text, "what a command says is in its log"
     if "localrule: True" not in text:
-        assert "mem_mb=" in text and "runtime=" in text
+        assert "benchmark:" in text and "mem_mb=" in text and "runtime=" in text
     assert "retries:" not in text, "retries stand in the profile alone, or they multiply"
+
+
+def test_the_documentation_tells_what_each_job_asks_for() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    table = text[text.index("## What a job asks for") : text.index("Memory and time double")]
+    told = {
+        name: (memory, time)
+        for _, names, _, memory, time, *_ in (line.split("|") for line in table.splitlines() if "`" in line)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert set(told) == {name for name in WORKING if "localrule: True" not in RULES[name]}
+    for name, (memory, time) in told.items():
+        if (megabytes := re.search(r"mem_mb=more_each_try\((\d+)000\)", RULES[name])) is not None:
+            assert memory.strip().startswith(f"{megabytes[1]} GB"), name
+        minutes = re.search(r"runtime=(?:more_each_try\()?(\d+)", RULES[name])
+        number, unit = time.split()
+        assert minutes and int(minutes[1]) == int(number) * {"h": 60, "min": 1}[unit], name
 
 
 def test_every_caption_is_there_and_used() -> None:

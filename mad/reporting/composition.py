@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pandas as pd
@@ -12,43 +14,61 @@ from mad.reporting.table import Block, Cell, Column, Row, Table
 UNLABELLED = "Unlabelled"
 
 
+@dataclass
+class Composition:
+    """What Table 2 counts, added up slide by slide: `rows` are readable ones by class of the sample (of a pair its parent's),
+    kind, role and split, `unique` are readable tiles by their own class, each once."""
+
+    rows: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
+    unique: Counter[str] = field(default_factory=Counter)
+    unreadable: int = 0
+
+    def add(self, tiles: pd.DataFrame) -> None:
+        """Count one slide: its shard table with each tile's label (tile_id kind role sample_id split status label)."""
+        readable = tiles[tiles["status"] == "ok"]
+        self.unreadable += len(tiles) - len(readable)
+        own = readable["label"].astype(object).fillna(UNLABELLED)
+        once = ~readable["tile_id"].duplicated()
+        sample = readable["sample_id"].map(dict(zip(readable.loc[once, "tile_id"], own[once], strict=True)))
+        keys = readable[["kind", "role", "split"]]
+        keys.insert(0, "class", sample.astype(object).fillna(UNLABELLED))
+        self.rows.update({tuple(key): int(n) for key, n in keys.value_counts().items()})  # type: ignore[arg-type]
+        self.unique.update({str(name): int(n) for name, n in own[once].value_counts().items()})
+
+
 def table2(
-    tiles: pd.DataFrame, *, classes: list[str], background: str | None, ladder: list[float], split_by: str
+    found: Composition, *, classes: list[str], background: str | None, ladder: list[float], split_by: str
 ) -> Table:
     """Composition of the shards: the paper's columns in its order, and ours in a block of their own.
 
     Args:
-        tiles: rows of all shard tables with the tile's label: tile_id kind role sample_id split status label.
+        found: counts of all shard tables.
         classes: class names in order.
         background: the class that stands for glass.
         ladder: magnifications, coarsest first.
         split_by: of the cohort.
     """
-    readable = tiles[tiles["status"] == "ok"] if "status" in tiles else tiles
-    label_of = readable.drop_duplicates("tile_id").set_index("tile_id")["label"]
-    sample_class = readable["sample_id"].map(label_of).astype(object)
-    readable = readable.assign(
-        own=readable["label"].astype(object).fillna(UNLABELLED), group=sample_class.fillna(UNLABELLED)
-    )
     kinds = [f"{coarse:g}x-{fine:g}x" for coarse, fine in pairwise(ladder)]
-    names = [*classes, *([UNLABELLED] if (readable["own"] == UNLABELLED).any() else [])]
+    names = [*classes, *([UNLABELLED] if found.unique[UNLABELLED] else [])]
     rows: list[Row] = []
     grand = dict.fromkeys(("standalone", "total", "train", "test", "val", "alone", "unique"), 0)
     for name in names:
-        mine = readable[readable["group"] == name]
+        mine = [(*key[1:], n) for key, n in found.rows.items() if key[0] == name]
         pairs = {}
         for kind in kinds:
-            roles = mine.loc[mine["kind"] == kind, "role"]
-            parents, children = int((roles == "parent").sum()), int((roles == "child").sum())
+            parents, children = (
+                sum(n for k, r, _, n in mine if (k, r) == (kind, role)) for role in ("parent", "child")
+            )
             pairs[kind] = Cell(value=f"{parents:,} → {children:,}" if parents else None)
-        alone = mine["role"] == "standalone"
-        counted = mine[(mine["role"] == "child") | (alone if name == background else False)]
+        alone = sum(n for _, role, _, n in mine if role == "standalone")
+        roles = ("child", "standalone") if name == background else ("child",)
+        counted = [(split, n) for _, role, split, n in mine if role in roles]
         numbers = {
-            "standalone": None if name == background else int(alone.sum()),
-            "total": len(counted),
-            **{split: int((counted["split"] == split).sum()) for split in ("train", "test", "val")},
-            "alone": int(alone.sum()),
-            "unique": int(readable.loc[readable["own"] == name, "tile_id"].nunique()),
+            "standalone": None if name == background else alone,
+            "total": sum(n for _, n in counted),
+            **{split: sum(n for s, n in counted if s == split) for split in ("train", "test", "val")},
+            "alone": alone,
+            "unique": found.unique[name],
         }
         grand = {key: grand[key] + (number or 0) for key, number in numbers.items()}
         rows.append(Row(name=name, cells=pairs | {key: Cell(value=number) for key, number in numbers.items()}))
@@ -63,8 +83,8 @@ def table2(
         "Standalone tiles are drawn independently of the pairs: a tile may be both.",
         "Unique tiles: every tile once, by its own class, whatever its role; a 10x tile can be a child and a parent.",
     ]
-    if len(readable) < len(tiles):
-        notes.append(f"{len(tiles) - len(readable):,} rows are unreadable and not counted.")
+    if found.unreadable:
+        notes.append(f"{found.unreadable:,} rows are unreadable and not counted.")
     return Table(
         name="table2", title="Table 2. Dataset composition and split", rows=rows, row_header="Tissue Class",
         blocks=[Block(title="As in the paper", columns=paper_columns(ladder)), Block(title="Beside it", columns=OURS)],

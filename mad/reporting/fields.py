@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mad.files import Pathlike, atomic_path
-from mad.tiles.store import TileStore
 from mad.training.fields import mosaic, turned_places
 from mad.training.views import Image, turned
 
@@ -18,11 +18,19 @@ WAY = (1, False)  # a quarter turn clockwise
 GRID, NUMBER = "#ffd400", "white"
 
 
-def choose_fields(store: TileStore, kind: str) -> list[str]:
-    """Ids of the parents to show: those of pairs of this kind with the lowest hash, of as many slides as there are."""
-    table = store.table[(store.table["kind"] == kind) & (store.table["role"] == "parent")]
-    digests = [hashlib.sha256(name.encode()).hexdigest() for name in table["tile_id"]]
-    hashed = table.assign(hash=digests).sort_values("hash")
+def lowest_parents(shard: pd.DataFrame) -> pd.DataFrame:
+    """Of a slide's shard table (tile_id kind role status) the parents that may be shown, with their `hash`: of each kind those
+    with the lowest."""
+    parents = shard[(shard["role"] == "parent") & (shard["status"] == "ok")]
+    digests = [hashlib.sha256(name.encode()).hexdigest() for name in parents["tile_id"]]
+    hashed = parents.assign(hash=pd.Series(digests, parents.index, dtype="string")).sort_values("hash")
+    return hashed.groupby("kind").head(SHOWN).sort_index()
+
+
+def choose_fields(parents: pd.DataFrame, kind: str) -> list[str]:
+    """Ids of the parents to show, of all slides' `lowest_parents`: those of pairs of this kind with the lowest hash, of as many
+    slides as there are."""
+    hashed = parents[parents["kind"] == kind].sort_values("hash")
     slides = hashed["tile_id"].str.rsplit("_L", n=1).str[0]
     order = slides.groupby(slides).cumcount().sort_values(kind="stable").index
     return hashed.loc[order, "tile_id"].tolist()[:SHOWN]

@@ -19,7 +19,8 @@ from mad.progress import log, track
 from mad.reporting.attention_map import AttentionMap, attention_figure
 from mad.reporting.biomarker_figures import biomarker_figure, tile_figure
 from mad.reporting.biomarker_table import biomarker_table, tile_table
-from mad.stages.report import read_thumbnail, write_table
+from mad.stages.report import write_table
+from mad.stages.report_maps import read_thumbnail
 
 TESTED = ["slide_id", "repeat", "fold", "truth"]
 

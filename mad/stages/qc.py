@@ -6,7 +6,7 @@ Reads cohort/, tile/*.json, tile/*.parquet and shard/*.parquet, slide by slide; 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mad.config import Config
 from mad.files import MadError, atomic_path, read_json, read_parquet, write_json
@@ -43,11 +43,18 @@ def run(config: Config) -> None:
 
 
 def _facts(results: Path, row: dict[str, object]) -> Facts:
-    slide = row["slide_id"]
+    return slide_facts(row, *read_slide(results, str(row["slide_id"]), SHARD_COLUMNS))
+
+
+def read_slide(
+    results: Path, slide: str, columns: list[str]
+) -> tuple[dict[str, Any] | None, pd.DataFrame | None, pd.DataFrame | None]:
+    """What the tile job told of a slide, TILE_COLUMNS of its tile table and `columns` of its shard table; None of what is not
+    made yet."""
     told = results / "tile" / f"{slide}.json"
     tiles = _table(results / "tile" / f"{slide}.parquet", TILE_COLUMNS)
-    shard = _table(results / "shard" / f"{slide}.parquet", SHARD_COLUMNS)
-    return slide_facts(row, read_json(told) if told.exists() else None, tiles, shard)
+    shard = _table(results / "shard" / f"{slide}.parquet", columns)
+    return read_json(told) if told.exists() else None, tiles, shard
 
 
 def _table(path: Path, columns: list[str]) -> pd.DataFrame | None:

@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 from mad.config import Config
 from mad.config.evaluation import NONINFERIORITY, PROTOCOLS
 from mad.files import MadError, atomic_path, read_json, read_parquet, write_json
-from mad.progress import log
+from mad.progress import log, track
 from mad.reporting.from_json import Reports
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mad.reporting.composition import Composition
+    from mad.reporting.quality import Facts
     from mad.reporting.table import Table
-    from mad.slides.readers import IccChoice
-
-THUMBNAIL_PX = 1400
 
 
 def run(config: Config) -> None:
@@ -39,10 +38,10 @@ def run(config: Config) -> None:
     from mad.reporting.noninferiority import noninferiority_table
     from mad.reporting.provenance import provenance, provenance_page
     from mad.reporting.qc import health_table, slide_table, time_table
-    from mad.reporting.quality import SHARD_COLUMNS, TILE_COLUMNS, slide_facts
     from mad.reporting.scale_figure import scale_figure
     from mad.reporting.scale_tables import scale_table, site_table
     from mad.reporting.tables import table3, table4, table5
+    from mad.stages.report_maps import figure4_and_maps
 
     results = Path(config.results)
     cohort = results / "cohort" / "slides.parquet"
@@ -50,15 +49,13 @@ def run(config: Config) -> None:
         raise MadError(f"{cohort}: no such file; run `mad cohort` first")
     slides = read_parquet(cohort)
     names = [str(name) for name in slides["slide_id"]]
-    tiles = _per_slide(results / "tile", names, TILE_COLUMNS)
-    shards = _per_slide(results / "shard", names, [*SHARD_COLUMNS, "kind", "role", "sample_id"])
-    facts = _facts(results / "tile", names)
+    composition, facts = _slides(results, slides)
     encoders = [entry.name for entry in config.encoders]
     reports = read_reports(results, encoders)
     classes = list(config.label.classes)
     tables = [
         table2(
-            _labelled(shards, tiles), classes=classes, background=config.label.background, ladder=config.tile.magnifications,
+            composition, classes=classes, background=config.label.background, ladder=config.tile.magnifications,
             split_by=str(slides["split_by"].iloc[0]) if "split_by" in slides and len(slides) else "patient",
         ),
         table3(encoders, reports, classes),
@@ -67,10 +64,7 @@ def run(config: Config) -> None:
         scale_table(encoders, reports),
         site_table(encoders, reports),
         map_table(encoders, reports),
-        slide_table([
-            slide_facts(row, facts.get(name), tiles.get(name), shards.get(name))
-            for name, row in zip(names, slides.to_dict("records"), strict=True)
-        ]),
+        slide_table(facts),
         health_table([run.name for run in config.runs], _summaries(config, names)),
         time_table(_benchmarks(results / "benchmarks")),
     ]  # fmt: skip
@@ -81,7 +75,7 @@ def run(config: Config) -> None:
     _curves(config)
     _fields(config)
     _figure3(config, reports)
-    _figure4(config, slides, facts, reports)
+    figure4_and_maps(config, slides, {entry["slide_id"]: entry["mpp"] for entry in facts}, reports)
     scale_figure(reports, results / "report" / "figures" / "scale_matrix.png")
     confusion_figures(reports, results / "report" / "figures")
     found = provenance(config)
@@ -114,41 +108,35 @@ def write_table(folder: Path, table: Table) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
-def _per_slide(folder: Path, slides: list[str], columns: list[str]) -> dict[str, pd.DataFrame]:
-    paths = {slide: folder / f"{slide}.parquet" for slide in slides}
-    return {slide: read_parquet(path, columns) for slide, path in paths.items() if path.exists()}
+def _slides(results: Path, slides: pd.DataFrame) -> tuple[Composition, list[Facts]]:
+    """What Table 2 counts, and the facts of every slide but its focus; one slide's tables are held at a time."""
+    from mad.reporting.composition import Composition
+    from mad.reporting.quality import SHARD_COLUMNS, slide_facts
+    from mad.stages.qc import read_slide
 
-
-def _facts(folder: Path, slides: list[str]) -> dict[str, dict[str, Any]]:
-    """slide -> what its tile job told of it, for the slides that were tiled."""
-    paths = {slide: folder / f"{slide}.json" for slide in slides}
-    return {slide: read_json(path) for slide, path in paths.items() if path.exists()}
-
-
-def _labelled(shards: dict[str, pd.DataFrame], tiles: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Rows of all shard tables with each tile's label."""
-    import pandas as pd
-
-    parts = [
-        shard.merge(tiles[slide][["tile_id", "label"]], on="tile_id", how="left") for slide, shard in shards.items()
-    ]
-    columns = ["tile_id", "kind", "role", "sample_id", "split", "status", "label"]
-    parts = [part for part in parts if len(part)]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    found, facts = Composition(), []
+    rows = [{str(key): value for key, value in row.items()} for row in slides.to_dict("records")]
+    for row in track(rows, "report", unit="slides"):
+        told, tiles, shard = read_slide(results, str(row["slide_id"]), [*SHARD_COLUMNS, "kind", "role", "sample_id"])
+        if tiles is not None and shard is not None:
+            found.add(shard.merge(tiles[["tile_id", "label"]], on="tile_id", how="left"))
+        facts.append(slide_facts(row, told, tiles, shard) | {"focus": {}})
+    return found, facts
 
 
 def _summaries(config: Config, slides: list[str]) -> dict[str, dict[str, Any]]:
     """run -> its summary, with `stale`: whether the shards now hold other training tiles than it was trained on."""
     from mad.training.index import load_index
 
-    found = {}
-    for entry in config.runs:
-        path = Path(config.results) / "train" / entry.name / "summary.json"
-        if path.exists():
-            summary = read_json(path)
-            present = load_index(Path(config.results) / "shard", "train", entry.children, slides).digest
-            found[entry.name] = {**summary, "stale": present != summary.get("data_digest")}
-    return found
+    results = Path(config.results)
+    paths = {entry.name: results / "train" / entry.name / "summary.json" for entry in config.runs}
+    found = {name: read_json(path) for name, path in paths.items() if path.exists()}
+    if not found:
+        return {}
+    present = load_index(
+        results / "shard", "train", 1, slides
+    ).digest  # of all tiles, however many children a pair needs
+    return {name: {**summary, "stale": present != summary.get("data_digest")} for name, summary in found.items()}
 
 
 def _benchmarks(folder: Path) -> pd.DataFrame:
@@ -184,15 +172,19 @@ def _curves(config: Config) -> None:
 
 def _fields(config: Config) -> None:
     """Fields as a distillation aligns them, where a run distils: pairs of the kind that the first such run weighs most."""
-    from mad.reporting.fields import choose_fields, draw_fields
+    import pandas as pd
+
+    from mad.reporting.fields import choose_fields, draw_fields, lowest_parents
     from mad.tiles.store import TileStore
 
     if (weights := next((entry.mix for entry in config.runs if entry.distill), None)) is None:
         return
-    store = TileStore(config.results)
-    kinds = store.table.loc[store.table["role"] == "parent", "kind"].unique().tolist()
-    kind = max(kinds, key=lambda name: weights.get(name, 0.0), default="")
-    fields = [(name, *store.pair(name)) for name in choose_fields(store, kind)]
+    store, folder = TileStore(config.results), Path(config.results) / "shard"
+    columns = ["tile_id", "kind", "role", "status"]
+    parts = (read_parquet(folder / f"{slide}.parquet", columns) for slide in store.slides)
+    parents = pd.concat([lowest_parents(part) for part in parts], ignore_index=True)
+    kind = max(parents["kind"].unique().tolist(), key=lambda name: weights.get(name, 0.0), default="")
+    fields = [(name, *store.pair(name)) for name in choose_fields(parents, kind)]
     draw_fields(fields, kind, Path(config.results) / "report" / "figures" / "fields.png")
 
 
@@ -206,94 +198,3 @@ def _figure3(config: Config, reports: Reports) -> None:
             panels.append((encoder, read_parquet(path), parts["consistency"]["pca"]["explained"]))
     target = Path(config.results) / "report" / "figures" / "figure3_pca.png"
     figure3(panels, classes=config.label.classes, transition=config.evaluate.transition, path=target)
-
-
-def _figure4(config: Config, slides: pd.DataFrame, facts: dict[str, dict[str, Any]], reports: Reports) -> None:
-    """One row per slide and magnification: thumbnail, truth, maps."""
-    from mad.reporting.map_figure import figure4
-    from mad.reporting.overlay import class_colours
-
-    folder = Path(config.results) / "evaluate"
-    painted = {
-        encoder: read_parquet(folder / encoder / "segmentation.parquet")
-        for encoder, parts in reports.items()
-        if parts.get("segmentation", {}).get("status") == "ok" and (folder / encoder / "segmentation.parquet").exists()
-    }
-    colours = class_colours(config.label)
-    path_of = dict(zip(slides["slide_id"], slides["path"], strict=True))
-    if gone := sorted({slide for table in painted.values() for slide in table["slide_id"]} - set(path_of)):
-        log(
-            f"report: maps of {', '.join(gone)} are left out: the cohort has no such slide; `mad evaluate ENCODER` maps others"
-        )
-        painted = {encoder: table[table["slide_id"].isin(list(path_of))] for encoder, table in painted.items()}
-    _write_maps(Path(config.results) / "report" / "maps", painted, colours, path_of)
-    shown = list(dict.fromkeys(slide for table in painted.values() for slide in table["slide_id"]))
-    rows = []
-    for slide in shown:
-        thumbnail, extent = read_thumbnail(str(path_of[slide]), config.tile.icc)
-        for magnification in config.evaluate.segmentation_magnifications:
-            maps = {}
-            for encoder, table in painted.items():
-                mine = table[(table["slide_id"] == slide) & (table["magnification"] == magnification)]
-                if len(mine):
-                    maps[encoder] = mine
-            if not maps:
-                continue
-            truth = next(iter(maps.values()))
-            scores = {
-                encoder: line["mean_iou"]
-                for encoder in maps
-                for line in reports[encoder]["segmentation"]["maps"]
-                if line["slide_id"] == slide and line["magnification"] == magnification
-            }
-            rows.append({
-                "slide_id": slide, "magnification": magnification, "mpp": facts.get(slide, {}).get("mpp"),
-                "thumbnail": thumbnail, "extent": extent, "truth": truth, "maps": maps, "scores": scores,
-            })  # fmt: skip
-    target = Path(config.results) / "report" / "figures" / "figure4_segmentation.png"
-    figure4(rows, list(reports), colours=colours, path=target)
-
-
-def _write_maps(
-    folder: Path, painted: dict[str, pd.DataFrame], colours: dict[str, str], path_of: dict[str, str]
-) -> None:
-    """The predictions as `{encoder}/{slide}_{magnification}x.geojson` for QuPath, in place of those of earlier runs."""
-    from mad.reporting.map_polygons import write_map
-
-    origin = {slide: _qupath_origin(path_of[slide]) for table in painted.values() for slide in set(table["slide_id"])}
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for encoder, table in painted.items():
-        for (slide, magnification), tiles in table.groupby(["slide_id", "magnification"]):
-            write_map(folder / encoder / f"{slide}_{magnification:g}x.geojson", tiles, colours, origin[slide])
-
-
-def _qupath_origin(path: str) -> tuple[int, int]:
-    """Where QuPath's coordinates of a slide begin: at the corner of its bounds, where they are smaller than the slide."""
-    from mad.slides.readers import open_slide
-
-    try:
-        with open_slide(path) as slide:
-            x, y, *size = slide.bounds
-            return (0, 0) if tuple(size) == tuple(slide.level_dimensions[0]) else (x, y)
-    except (MadError, OSError) as error:
-        log(f"report: {path}: the maps count from its corner, its bounds cannot be read: {error}")
-        return 0, 0
-
-
-def read_thumbnail(path: str, icc: IccChoice) -> tuple[Any, list[float] | None]:
-    """A slide shrunk to at most THUMBNAIL_PX, and its extent [left, right, bottom, top] in level-0 px; None if unreadable."""
-    from mad.slides.readers import open_slide
-
-    try:
-        with open_slide(path, icc) as slide:
-            left, top, width, height = slide.bounds
-            downsample = max(width, height) / THUMBNAIL_PX
-            if downsample < 1:
-                downsample = 1.0
-            rows, columns = max(1, round(height / downsample)), max(1, round(width / downsample))
-            image, _ = slide.salvaged_overview(downsample, rows, columns, left=left, top=top)
-        return image, [left, left + width, top + height, top]
-    except (MadError, OSError) as error:
-        log(f"report: no thumbnail: {error}")
-        return None, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -122,18 +123,18 @@ def run_cohort(config: Config) -> None:
     """Write `shard/cohort.json`: tiles per kind and split over all slides, and one digest of every tile's bytes."""
     folder = Path(config.results) / "shard"
     columns = ["tile_id", "kind", "role", "split", "sha256", "status"]
-    tables = [read_parquet(folder / f"{row.slide_id}.parquet", columns=columns) for row in cohort_rows(config)]
-    table = pd.concat(tables, ignore_index=True)
-    ok = table[table["status"] == "ok"]
-    counts = {
-        f"{split} {kind} {role}": int(n)
-        for (split, kind, role), n in ok.groupby(["split", "kind", "role"]).size().items()
-    }
-    content = hashlib.sha256("\n".join((ok["kind"] + ok["tile_id"] + ok["sha256"]).tolist()).encode()).hexdigest()
-    write_json(
-        folder / "cohort.json",
-        {"tiles": counts, "unreadable": num_unreadable(table), "sha256": content},
-    )
+    counts: Counter[tuple[str, str, str]] = Counter()
+    content, unreadable, between = hashlib.sha256(), 0, b""
+    for row in track(cohort_rows(config), "shard: cohort", unit="slides"):
+        table = read_parquet(folder / f"{row.slide_id}.parquet", columns=columns)
+        ok = table[table["status"] == "ok"]
+        counts.update(ok.groupby(["split", "kind", "role"]).size().to_dict())
+        unreadable += num_unreadable(table)
+        if len(ok):
+            content.update(between + "\n".join(ok["kind"] + ok["tile_id"] + ok["sha256"]).encode())
+            between = b"\n"
+    tiles = {" ".join(name): n for name, n in counts.items()}
+    write_json(folder / "cohort.json", {"tiles": tiles, "unreadable": unreadable, "sha256": content.hexdigest()})
 
 
 def num_unreadable(table: pd.DataFrame) -> int:

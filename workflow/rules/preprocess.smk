@@ -99,9 +99,26 @@ rule tile:
     localrule: True
 
 
-rule sample:
+# Stands for all tables of tiles before `sample`: Snakemake writes down each input for each output of a job, and a table and a
+# selection per slide are gigabytes of that at thousands of slides. It is temporary, so that tables which are missing are made
+# again where slides are selected anew, and holds the time, so that tables which changed are known even if it was left lying.
+rule tiled:
     input:
         results("tile/{slide}.parquet", slide=SLIDES),
+    output:
+        temp(f"{RESULTS}/tile/all.txt"),
+    log:
+        f"{RESULTS}/logs/tiled.log",
+    localrule: True
+    conda:
+        "../../envs/mad.yaml"
+    shell:
+        "date +%s%N | tee {output} >> {log} 2>&1"
+
+
+rule sample:
+    input:
+        f"{RESULTS}/tile/all.txt",
     output:
         results("sample/{slide}.parquet", slide=SLIDES),
     log:

@@ -7,9 +7,11 @@ rule shard_cohort:
         f"{RESULTS}/logs/shard/cohort.log",
     benchmark:
         f"{RESULTS}/benchmarks/shard/cohort.tsv"
-    localrule: True
     conda:
         "../../envs/mad.yaml"
+    resources:
+        mem_mb=more_each_try(2000),
+        runtime=more_each_try(60),
     shell:
         "python -m mad shard-cohort >> {log} 2>&1"
 
