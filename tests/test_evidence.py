@@ -127,6 +127,25 @@ def test_shipped_configurations(name: str, methods: int, encoders: int) -> None:
     assert name == "evidence-null" or starts["mad-continued-s2"] == starts["dinov2-continued-s2"] == "run:dinov2-s2"
 
 
+def test_more_tiles_come_with_the_same_runs_and_other_test_patients() -> None:
+    few, more = (load_config(ROOT / "configs" / f"{name}.yaml") for name in ("evidence", "evidence-tiles"))
+    known = {run.name: run for run in few.runs}
+    assert all(run == known[run.name] for run in more.runs) and len(more.runs) == 6
+    sides = [
+        {side: {row.slide_id for row in cohort_rows(config) if row.split == side} for side in ("train", "val", "test")}
+        for config in (few, more)
+    ]
+    assert sides[0]["train"] < sides[1]["train"] and len(sides[1]["train"]) == 2 * len(sides[0]["train"])
+    assert not sides[1]["test"] & set.union(*sides[0].values()) and len(sides[1]["test"]) == 6
+    trained = [entry.spec for entry in more.encoders if entry.spec.startswith("local-dir:")]
+    assert trained == [
+        f"local-dir:{few.results}/train/{run}-s{n}/encoder"
+        for run in ("dinov2", "tri", "tri-shuffled")
+        for n in range(3)
+    ]
+    assert {spec.split("/")[-2] for spec in trained} <= set(known)
+
+
 def test_synthetic_patients_may_be_split_otherwise() -> None:
     with pytest.raises(MadError, match="leave none of the 4 patients to train on; got 1 and 3"):
         parse_config({"synthetic": {"patients": 4, "val_patients": 1, "test_patients": 3}})
