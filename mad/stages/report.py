@@ -133,9 +133,8 @@ def _summaries(config: Config, slides: list[str]) -> dict[str, dict[str, Any]]:
     found = {name: read_json(path) for name, path in paths.items() if path.exists()}
     if not found:
         return {}
-    present = load_index(
-        results / "shard", "train", 1, slides
-    ).digest  # of all tiles, however many children a pair needs
+    # The digest is of all tiles, however many children a pair needs.
+    present = load_index(results / "shard", "train", 1, slides).digest
     return {name: {**summary, "stale": present != summary.get("data_digest")} for name, summary in found.items()}
 
 
